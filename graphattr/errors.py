@@ -1,0 +1,59 @@
+"""Everything that graphattr raises on purpose.
+
+GraphattrError
+    ModelError         the file cannot be read, or is outside what we accept
+    UnsupportedOp      no derivative or no rule for an operator on the path
+    MethodError        unknown method or rule, bad parameter, no table line matched
+    TargetError        a target, output or wrt that the model does not have
+    MissingFit         a rule needs learned parameters that were not given
+    BuildError         an emitted node is not legal ONNX
+    RunError           wrong feeds, or ONNX Runtime refused
+    WriteError         the result could not be written
+
+A message says what is wrong, where it is, and what to do about it.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class GraphattrError(Exception):
+    """Root of the tree: catch this one to catch them all."""
+
+
+class ModelError(GraphattrError):
+    pass
+
+
+class UnsupportedOp(GraphattrError):
+    pass
+
+
+class MethodError(GraphattrError):
+    pass
+
+
+class TargetError(GraphattrError):
+    pass
+
+
+class MissingFit(GraphattrError):
+    pass
+
+
+class BuildError(GraphattrError):
+    pass
+
+
+class RunError(GraphattrError):
+    pass
+
+
+class WriteError(GraphattrError):
+    pass
+
+
+def did_you_mean(word: str, known: Iterable[str], most: int = 3) -> str:
+    """'; did you mean a, b?' when something close is known, else ''."""
+    close = difflib.get_close_matches(str(word), [str(k) for k in known], n=most, cutoff=0.55)
+    return f"; did you mean {', '.join(map(repr, close))}?" if close else ""

@@ -1,0 +1,307 @@
+"""The tape: Value, Node, Graph. `g.Conv(x, w, strides=[2, 2])` emits one ONNX node and returns its output.
+
+A graph is append-only and hash-consed: emitting the same node twice returns the first one, so common
+subexpressions come out once. Types and shapes are ONNX's own (see `infer.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import onnx
+
+from .errors import BuildError, did_you_mean
+from .infer import Dim, Shape, content_of, infer, schema_of
+
+Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+Attr: TypeAlias = Any  # int, float, str, list of these, array, Graph, or a raw AttributeProto kept as it came
+Operand: TypeAlias = "Value | Array | float | int | bool | Sequence[int] | Sequence[float] | None"
+
+RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
+
+
+class Stored(Protocol):
+    """A tensor that is read only when somebody looks at it (external data, initialisers in the file)."""
+
+    def array(self) -> Array: ...
+
+
+@dataclass(frozen=True, eq=False, slots=True, repr=False)
+class Value:
+    """A tensor of the graph: a node's output, a graph input, or a constant (then `data` is not None)."""
+
+    name: str
+    dtype: np.dtype[Any] | None
+    shape: Shape | None
+    graph: Graph
+    stored: Array | Stored | None = None
+    content: tuple[Dim, ...] | int | str | None = None  # of small int64 tensors: their elements, as far as known
+
+    @property
+    def data(self) -> Array | None:
+        stored = self.stored
+        return stored if stored is None or isinstance(stored, np.ndarray) else stored.array()
+
+    @property
+    def is_const(self) -> bool:
+        return self.stored is not None
+
+    @property
+    def is_float(self) -> bool:
+        return self.dtype is not None and (self.dtype.kind == "f" or self.dtype.name == "bfloat16")
+
+    @property
+    def rank(self) -> int:
+        if self.shape is None:
+            raise BuildError(f"the rank of {self.name!r} is unknown, and this step needs it; "
+                             "run onnx.shape_inference on the model, or give its inputs a shape")
+        return len(self.shape)
+
+    def dim(self, axis: int) -> int:
+        """The static size of an axis; BuildError where it is symbolic."""
+        size = self.shape[axis] if self.shape is not None else None
+        if not isinstance(size, int):
+            raise BuildError(f"axis {axis} of {self.name!r} must have a static size here, but is {size!r}; "
+                             "export the model with this axis fixed")
+        return size
+
+    def __repr__(self) -> str:
+        return f"Value({self.name!r}, {self.dtype}, {self.shape})"
+
+    def __bool__(self) -> bool:
+        raise TypeError("a graph value has no truth value; use g.Where(condition, a, b)")
+
+    def __add__(self, other: Operand) -> Value: return self.graph.emit("Add", self, other)
+    def __radd__(self, other: Operand) -> Value: return self.graph.emit("Add", other, self)
+    def __sub__(self, other: Operand) -> Value: return self.graph.emit("Sub", self, other)
+    def __rsub__(self, other: Operand) -> Value: return self.graph.emit("Sub", other, self)
+    def __mul__(self, other: Operand) -> Value: return self.graph.emit("Mul", self, other)
+    def __rmul__(self, other: Operand) -> Value: return self.graph.emit("Mul", other, self)
+    def __truediv__(self, other: Operand) -> Value: return self.graph.emit("Div", self, other)
+    def __rtruediv__(self, other: Operand) -> Value: return self.graph.emit("Div", other, self)
+    def __neg__(self) -> Value: return self.graph.emit("Neg", self)
+    def __gt__(self, other: Operand) -> Value: return self.graph.emit("Greater", self, other)
+    def __lt__(self, other: Operand) -> Value: return self.graph.emit("Less", self, other)
+    def __ge__(self, other: Operand) -> Value: return self.graph.emit("GreaterOrEqual", self, other)
+    def __le__(self, other: Operand) -> Value: return self.graph.emit("LessOrEqual", self, other)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Node:
+    """One operator application. `needs` is set by the backward walk: indices of the inputs whose cotangent is wanted."""
+
+    op: str
+    inputs: tuple[Value | None, ...]
+    outputs: tuple[Value, ...]
+    attrs: Mapping[str, Attr]
+    name: str
+    domain: str = ""
+    needs: frozenset[int] = frozenset()
+
+    @property
+    def subgraphs(self) -> list[Graph]:
+        return [a for a in self.attrs.values() if isinstance(a, Graph)]
+
+    @property
+    def uses(self) -> Iterator[Value]:
+        """Every value read here, outer values captured by subgraphs included."""
+        yield from (v for v in self.inputs if v is not None)
+        for sub in self.subgraphs:
+            yield from sub.captured()
+
+    def __repr__(self) -> str:
+        return f"{self.op} node {self.name!r}"
+
+
+@dataclass(eq=False)
+class Graph:
+    """An append-only tape of nodes. `outputs` pairs each output name with its value."""
+
+    opset: int
+    name: str = "graph"
+    parent: Graph | None = None
+    inputs: list[Value] = field(default_factory=list)
+    outputs: list[tuple[str, Value]] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._producer: dict[Value, Node] = {}
+        self._seen: dict[Any, tuple[Value, ...]] = {}
+        self._names: set[str] = set() if self.parent is None else self.parent._names
+        self._counter: Iterator[int] = itertools.count() if self.parent is None else self.parent._counter
+        self._scope: str = ""
+
+    # -- names ------------------------------------------------------------------------------------------------
+    def fresh(self, base: str) -> str:
+        """An unused name that starts with `base`, below the current scope."""
+        name = base = f"{self._scope}/{base}" if self._scope else base
+        while name in self._names:
+            name = f"{base}_{next(self._counter)}"
+        self._names.add(name)
+        return name
+
+    def reserve(self, names: Sequence[str]) -> None:
+        self._names.update(names)
+
+    @contextlib.contextmanager
+    def scope(self, prefix: str) -> Iterator[None]:
+        """Names of nodes emitted inside start with `prefix/`."""
+        before, self._scope = self._scope, prefix
+        try:
+            yield
+        finally:
+            self._scope = before
+
+    # -- values -----------------------------------------------------------------------------------------------
+    def input(self, name: str, dtype: Any, shape: Shape | None) -> Value:
+        self._names.add(name)
+        value = Value(name, np.dtype(dtype) if dtype is not None else None, shape, self)
+        self.inputs.append(value)
+        return value
+
+    def const(self, data: Any, dtype: Any = None, name: str | None = None) -> Value:
+        """A constant. Small unnamed ones are shared."""
+        array = np.asarray(data, dtype=dtype)
+        key = ("const", array.dtype, array.shape, array.tobytes()) if name is None and array.nbytes <= 4096 else None
+        if key is None or key not in self._seen:
+            if name is None:
+                name = self.fresh("const")
+            self._names.add(name)
+            value = Value(name, array.dtype, array.shape, self, array, content_of(array))
+            if key is None:
+                return value
+            self._seen[key] = (value,)
+        return self._seen[key][0]
+
+    def stored(self, name: str, dtype: Any, shape: Shape, stored: Stored) -> Value:
+        """A constant whose elements are read on demand (small integer ones are read now: shapes need them)."""
+        self._names.add(name)
+        small = np.dtype(dtype).kind in "iu" and len(shape) <= 1 and all(isinstance(d, int) and d <= 64 for d in shape)
+        return Value(name, np.dtype(dtype), shape, self, stored, content_of(stored.array()) if small else None)
+
+    def shape(self, x: Value) -> Value:
+        """The shape of x as an int64 tensor: a constant when it is static, else a Shape node."""
+        return self.emit("Shape", x)
+
+    def producer(self, value: Value) -> Node | None:
+        return value.graph._producer.get(value)
+
+    # -- nodes ------------------------------------------------------------------------------------------------
+    def __getattr__(self, op: str) -> Callable[..., Any]:
+        if op[:1].isupper():
+            return functools.partial(self.emit, op)
+        raise AttributeError(op)
+
+    def emit(self, op: str, *inputs: Operand, n_outputs: int = 1, out_shape: Shape | None = None, **attrs: Attr) -> Any:
+        """Append `op` and return its output, or a tuple when `n_outputs` > 1. `out_shape` fills in what inference leaves open."""
+        values = self._coerce(op, inputs)
+        attrs = {k: v for k, v in attrs.items() if v is not None}
+        key = (op, n_outputs, values, tuple(sorted((k, _frozen(v)) for k, v in attrs.items())))
+        outputs = self._seen.get(key) if op not in RANDOM else None
+        if outputs is None:
+            outputs = self._append(op, values, attrs, [None] * n_outputs, None, "", out_shape)
+            self._seen[key] = outputs
+        return outputs[0] if n_outputs == 1 else outputs
+
+    def record(self, op: str, inputs: Sequence[Value | None], outputs: Sequence[str], attrs: Mapping[str, Attr],
+               name: str, domain: str = "", types: Mapping[str, tuple[Any, Shape | None]] | None = None) -> tuple[Value, ...]:
+        """Append a node of a source model under its own names; `types` are those the file declares."""
+        values = self._append(op, tuple(inputs), dict(attrs), list(outputs), name, domain, None, types or {})
+        if not domain and op not in RANDOM and all(outputs):
+            key = (op, len(outputs), tuple(inputs), tuple(sorted((k, _frozen(v)) for k, v in attrs.items())))
+            self._seen.setdefault(key, values)
+        return values
+
+    def _append(self, op: str, inputs: tuple[Value | None, ...], attrs: dict[str, Attr], outputs: list[str | None],
+                name: str | None, domain: str, out_shape: Shape | None,
+                declared: Mapping[str, tuple[Any, Shape | None]] = {}) -> tuple[Value, ...]:
+        types = infer(op, domain, self.opset, inputs, attrs, len(outputs), strict=name is None)
+        values: list[Value] = []
+        for i, (out, inferred) in enumerate(zip(outputs, types, strict=True)):
+            out = out if out is not None else self.fresh(op)
+            self._names.add(out)
+            dtype, shape, content = inferred
+            if out in declared:
+                dtype, shape = declared[out][0] or dtype, _refine(shape, declared[out][1], out)
+            if out_shape is not None and i == 0:
+                shape = _refine(out_shape, shape, out)
+            values.append(Value(out, dtype, _refine(shape, None, out), self, None, content))
+        if name is None and len(values) == 1 and _known(values[0].content):
+            self._names.discard(values[0].name)
+            return (self.const(values[0].content, np.int64),)
+        node = Node(op, inputs, tuple(values), attrs, self.fresh(values[0].name if values else op) if name is None else name, domain)
+        self.nodes.append(node)
+        self._producer.update(dict.fromkeys(values, node))
+        return node.outputs
+
+    def _coerce(self, op: str, inputs: Sequence[Operand]) -> tuple[Value | None, ...]:
+        schema = schema_of(op, "", self.opset)
+        if schema is None:
+            raise BuildError(f"ONNX has no operator {op!r} at opset {self.opset}" + did_you_mean(op, _op_names()))
+        formal = [schema.inputs[min(i, len(schema.inputs) - 1)].type_str if schema.inputs else "" for i in range(len(inputs))]
+        dtypes = {t: v.dtype for t, v in zip(formal, inputs, strict=True) if isinstance(v, Value)}
+        return tuple(v if v is None or isinstance(v, Value) else self.const(v, _dtype_for(v, t, dtypes))
+                     for v, t in zip(inputs, formal, strict=True))
+
+    # -- subgraphs --------------------------------------------------------------------------------------------
+    def subgraph(self, name: str) -> Graph:
+        """A body (Loop, If, Scan) that may read this graph's values."""
+        return Graph(self.opset, self.fresh(name), self)
+
+    def captured(self) -> Iterator[Value]:
+        """Values of enclosing graphs that this body reads."""
+        for node in self.nodes:
+            yield from (v for v in node.uses if v.graph is not self)
+        yield from (v for _, v in self.outputs if v.graph is not self)
+
+
+def _refine(shape: Shape | None, other: Shape | None, name: str) -> Shape | None:
+    """`shape` with its unknown axes taken from `other`; an axis unknown to both gets a name of its own."""
+    if shape is None:
+        shape = other
+    if shape is None:
+        return None
+    if other is None or len(other) != len(shape):
+        other = (None,) * len(shape)
+    best: list[Dim] = []
+    for axis, (a, b) in enumerate(zip(shape, other, strict=True)):
+        known = b if a is None or (isinstance(a, str) and isinstance(b, int)) else a
+        best.append(known if known is not None else f"_{name}_{axis}")
+    return tuple(best)
+
+
+def _known(content: Any) -> bool:
+    return isinstance(content, int) or (isinstance(content, tuple) and all(isinstance(c, int) for c in content))
+
+
+def _dtype_for(value: Any, type_var: str, dtypes: Mapping[str, Any]) -> Any:
+    """A literal takes the dtype of its neighbours of the same schema type; arrays keep theirs."""
+    if isinstance(value, np.ndarray):
+        return value.dtype
+    if type_var == "tensor(int64)" or type_var == "tensor(bool)":
+        return type_var[7:-1]
+    if type_var in dtypes:
+        return dtypes[type_var]
+    first = value[0] if isinstance(value, (list, tuple)) and value else value
+    return np.float32 if isinstance(first, float) else np.int64
+
+
+def _frozen(attr: Attr) -> Any:
+    if isinstance(attr, (list, tuple)):
+        return tuple(map(_frozen, attr))
+    if isinstance(attr, np.ndarray):
+        return (attr.dtype, attr.shape, attr.tobytes())
+    if isinstance(attr, onnx.AttributeProto):
+        return attr.SerializeToString(deterministic=True)
+    return attr
+
+
+@functools.cache
+def _op_names() -> list[str]:
+    return sorted({s.name for s in onnx.defs.get_all_schemas() if not s.domain})

@@ -1,0 +1,277 @@
+"""Types and shapes of a node's outputs, by `onnx.shape_inference.infer_node_outputs`.
+
+Two things are added where ONNX leaves an axis open and the answer is certain: the elements of small integer
+tensors are followed through shape arithmetic (Shape, Gather, Concat ...), and a convolution or pooling over a symbolic
+axis names its result after the input axis, so that two equal paths have equal names.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from .errors import BuildError
+
+if TYPE_CHECKING:
+    from .graph import Value
+
+Dim: TypeAlias = int | str | None
+Shape: TypeAlias = tuple[Dim, ...]
+Content: TypeAlias = tuple[Dim, ...] | int | str | None
+Inferred: TypeAlias = tuple[np.dtype[Any] | None, Shape | None, Content]
+
+WINDOWED = {"Conv", "MaxPool", "AveragePool", "LpPool"}
+_cache: dict[Any, list[tuple[np.dtype[Any] | None, Shape | None]]] = {}
+
+
+@functools.cache
+def schema_of(op: str, domain: str, opset: int) -> Any:
+    """The operator's schema, or None when ONNX does not know it."""
+    try:
+        return onnx.defs.get_schema(op, opset, domain)
+    except onnx.defs.SchemaError:
+        return None
+
+
+def infer(op: str, domain: str, opset: int, inputs: Sequence[Value | None], attrs: Mapping[str, Any],
+          n_outputs: int, strict: bool) -> list[Inferred]:
+    """(dtype, shape, content) per output. `strict` raises BuildError on an illegal node; otherwise it stays unknown."""
+    unknown: list[Inferred] = [(None, None, None)] * n_outputs
+    schema = schema_of(op, "" if domain == "ai.onnx" else domain, opset) if domain in ("", "ai.onnx") else None
+    if schema is None or any(v is not None and v.dtype is None for v in inputs):
+        return unknown
+    key = _key(op, opset, inputs, attrs, n_outputs)
+    if key is None or key not in _cache:
+        try:
+            types = _infer(schema, op, opset, inputs, attrs, n_outputs)
+        except Exception as e:
+            if not strict:
+                return unknown
+            listing = ", ".join(repr(v) for v in inputs)
+            raise BuildError(f"{op}({listing}; {dict(attrs)}) is not legal ONNX at opset {opset}: {e}") from e
+        if key is not None:
+            _cache[key] = types
+    else:
+        types = _cache[key]
+    content = content_after(op, inputs, attrs)
+    return [(dtype, _certain(op, inputs, attrs, shape) if i == 0 else shape, content if i == 0 else None)
+            for i, (dtype, shape) in enumerate(types)]
+
+
+def _key(op: str, opset: int, inputs: Sequence[Value | None], attrs: Mapping[str, Any], n_outputs: int) -> Any:
+    """What the result depends on; None when it is not worth remembering."""
+    try:
+        items = tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in attrs.items()))
+        key = (op, opset, n_outputs, items, tuple(v and (v.dtype, v.shape, v.content, _small(v)) for v in inputs))
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _small(v: Value) -> bytes | None:
+    """Elements of a constant that a shape may depend on (axes, scales, sizes)."""
+    if v.is_const and v.shape is not None and len(v.shape) <= 1 and all(isinstance(d, int) and d <= 64 for d in v.shape):
+        data = v.data
+        return None if data is None else bytes(data.tobytes())
+    return None
+
+
+def _infer(schema: Any, op: str, opset: int, inputs: Sequence[Value | None], attrs: Mapping[str, Any],
+           n_outputs: int) -> list[tuple[np.dtype[Any] | None, Shape | None]]:
+    names = [f"i{i}" if v is not None else "" for i, v in enumerate(inputs)]
+    node = helper.make_node(op, names, [f"o{i}" for i in range(n_outputs)])
+    for k, v in attrs.items():
+        node.attribute.append(v if isinstance(v, onnx.AttributeProto) else make_attribute(k, v, schema))
+    types, data = {}, {}
+    for name, v in zip(names, inputs, strict=True):
+        if v is not None:
+            assert v.dtype is not None
+            shape = None if v.shape is None else [d if isinstance(d, int) or (d and not d.startswith("?")) else None for d in v.shape]
+            types[name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(v.dtype), shape)
+            if _small(v) is not None:
+                data[name] = numpy_helper.from_array(np.asarray(v.data), name)
+    found = onnx.shape_inference.infer_node_outputs(schema, node, types, data or None, None, [helper.make_opsetid("", opset)], 10)
+    return [read_type(found.get(o)) for o in node.output]
+
+
+def make_attribute(name: str, value: Any, schema: Any = None) -> onnx.AttributeProto:
+    """An AttributeProto; the schema decides the type of empty lists and of ints given for floats."""
+    if isinstance(value, np.ndarray):
+        return helper.make_attribute(name, numpy_helper.from_array(value))
+    kind = None
+    if schema is not None:
+        if name not in schema.attributes:
+            raise BuildError(f"unrecognised attribute {name!r} for operator {schema.name!r}")
+        kind = int(schema.attributes[name].type)
+    if isinstance(value, tuple):
+        value = list(value)
+    return helper.make_attribute(name, value, attr_type=kind)
+
+
+def read_type(proto: Any) -> tuple[np.dtype[Any] | None, Shape | None]:
+    """(dtype, shape) of a TypeProto; a non-tensor or missing one is (None, None)."""
+    if proto is None or not proto.HasField("tensor_type") or not proto.tensor_type.elem_type:
+        return None, None
+    t = proto.tensor_type
+    dtype = helper.tensor_dtype_to_np_dtype(t.elem_type)
+    if not t.HasField("shape"):
+        return dtype, None
+    return dtype, tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in t.shape.dim)
+
+
+# -- what ONNX leaves open ----------------------------------------------------------------------------------------
+def content_of(array: np.ndarray[Any, Any]) -> Content:
+    """Elements of a small integer array, as shape arithmetic sees them."""
+    if array.dtype.kind not in "iu" or array.ndim > 1 or array.size > 64:
+        return None
+    return int(array) if array.ndim == 0 else tuple(int(v) for v in array)
+
+
+def _certain(op: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any], shape: Shape | None) -> Shape | None:
+    """Fill in axes that follow from contents (Reshape, Expand, ConstantOfShape) or from a named input axis (windows)."""
+    if op == "ConstantOfShape" and inputs[0] is not None and isinstance(inputs[0].content, tuple):
+        return inputs[0].content
+    x = inputs[0] if inputs else None
+    if x is None or x.shape is None:
+        return shape
+    target = inputs[1].content if len(inputs) > 1 and inputs[1] is not None else None
+    if op == "Reshape" and isinstance(target, tuple):
+        return _reshaped(x.shape, target, bool(attrs.get("allowzero", 0)), shape)
+    if op == "Expand" and isinstance(target, tuple):
+        return _broadcast(x.shape, target)
+    if op in WINDOWED and shape is not None and None in shape:
+        kernel = attrs.get("kernel_shape") or (inputs[1].shape[2:] if op == "Conv" and inputs[1] is not None and inputs[1].shape else None)
+        if kernel and all(isinstance(k, int) for k in kernel):
+            return tuple(d if d is not None or i < 2 else _window(x.shape[i], i - 2, kernel, attrs) for i, d in enumerate(shape))
+    return shape
+
+
+def _reshaped(source: Shape, target: tuple[Dim, ...], allowzero: bool, inferred: Shape | None) -> Shape:
+    dims = [source[i] if d == 0 and not allowzero and i < len(source) else d for i, d in enumerate(target)]
+    if -1 in dims:
+        open_axes, rest = [d for d in source if not isinstance(d, int)], [d for d in dims if not isinstance(d, int)]
+        have = int(np.prod([d for d in source if isinstance(d, int)], dtype=np.int64))
+        fixed = int(np.prod([d for d in dims if isinstance(d, int) and d != -1], dtype=np.int64))
+        at = dims.index(-1)
+        for d in rest:
+            if d in open_axes:
+                open_axes.remove(d)
+                rest = [r for r in rest if r is not d]
+        if not open_axes and not rest and fixed:
+            dims[at] = have // fixed
+        elif len(open_axes) == 1 and not rest and have == fixed:
+            dims[at] = open_axes[0]
+        else:
+            dims[at] = inferred[at] if inferred is not None and len(inferred) == len(dims) else None
+    return tuple(dims)
+
+
+def _broadcast(a: Shape, b: Shape) -> Shape:
+    rank = max(len(a), len(b))
+    a, b = (1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b
+    return tuple(q if p == 1 else p if q == 1 or p == q or isinstance(p, int) else q if isinstance(q, int) else None
+                 for p, q in zip(a, b, strict=True))
+
+
+def _window(size: Dim, axis: int, kernel: Sequence[Any], attrs: Mapping[str, Any]) -> Dim:
+    """The name of a windowed axis: its input's name when the size is kept, else one that spells the geometry."""
+    if not isinstance(size, str):
+        return None
+    rank = len(kernel)
+    s = (attrs.get("strides") or [1] * rank)[axis]
+    reach = (kernel[axis] - 1) * (attrs.get("dilations") or [1] * rank)[axis]
+    if attrs.get("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
+        return size if s == 1 else f"ceil({size}/{s})"
+    pads = attrs.get("pads") or [0] * (2 * rank)
+    pad = 0 if attrs.get("auto_pad") == "VALID" else pads[axis] + pads[axis + rank]
+    grow = pad - reach
+    if s == 1:
+        return size if grow == 0 else f"({size}{grow:+d})"
+    return f"{'ceil' if attrs.get('ceil_mode') else 'floor'}(({size}{grow - 1:+d})/{s})+1"
+
+
+def content_after(op: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any]) -> Content:
+    """Elements of the output when op is shape arithmetic on tensors whose elements are (partly) known; else None."""
+    if op == "Shape" and inputs[0] is not None and inputs[0].shape is not None:
+        return inputs[0].shape[attrs.get("start", 0):attrs.get("end")]
+    if op not in _ARITHMETIC or any(v is not None and v.content is None for v in inputs):
+        return None
+    args = [v.content if v is not None else None for v in inputs]
+    try:
+        return _ARITHMETIC[op](args, attrs)
+    except (TypeError, ValueError, IndexError, ZeroDivisionError):
+        return None
+
+
+def _int(v: Any) -> int:
+    if isinstance(v, bool) or not isinstance(v, int):
+        raise TypeError("not a number")
+    return v
+
+
+def _tuple(v: Any) -> tuple[Any, ...]:
+    return v if isinstance(v, tuple) else (v,)
+
+
+def _gather(args: list[Any], attrs: Mapping[str, Any]) -> Content:
+    data, index = args
+    if not isinstance(data, tuple):
+        raise TypeError("scalar")
+    return tuple(data[_int(i)] for i in index) if isinstance(index, tuple) else data[_int(index)]
+
+
+def _slice(args: list[Any], attrs: Mapping[str, Any]) -> Content:
+    data, starts, ends, axes, steps = (*args, None, None)[:5] if len(args) < 5 else args
+    if axes not in (None, (0,), (-1,)) or not isinstance(data, tuple):
+        raise TypeError("other axis")
+    step = 1 if steps is None else _int(steps[0])
+    end: int | None = _int(ends[0])
+    assert end is not None
+    if step < 0 and end < -len(data):
+        end = None
+    return data[_int(starts[0]):end:step]
+
+
+def _elementwise(f: Any) -> Any:
+    def apply(args: list[Any], attrs: Mapping[str, Any]) -> Content:
+        a, b = args
+        if not isinstance(a, tuple) and not isinstance(b, tuple):
+            return f(a, b)  # type: ignore[no-any-return]
+        a, b = _tuple(a), _tuple(b)
+        n = max(len(a), len(b))
+        a, b = (a * n if len(a) == 1 else a), (b * n if len(b) == 1 else b)
+        return tuple(f(p, q) for p, q in zip(a, b, strict=True))
+    return apply
+
+
+def _arith(f: Any, unit: int, commutes: bool) -> Any:
+    def one(p: Any, q: Any) -> Any:
+        if isinstance(p, int) and isinstance(q, int):
+            return f(p, q)
+        return p if q == unit else q if commutes and p == unit else None
+    return _elementwise(one)
+
+
+def _div(p: int, q: int) -> int:
+    return int(p / q) if (p < 0) != (q < 0) else p // q
+
+
+_ARITHMETIC: dict[str, Any] = {
+    "Gather": _gather, "Slice": _slice,
+    "Concat": lambda a, _: sum((_tuple(v) for v in a), ()),
+    "Unsqueeze": lambda a, _: a[0] if isinstance(a[0], tuple) else (a[0],),
+    "Squeeze": lambda a, _: a[0][0] if isinstance(a[0], tuple) and len(a[0]) == 1 else a[0],
+    "Identity": lambda a, _: a[0],
+    "Cast": lambda a, attrs: a[0] if attrs.get("to") in (6, 7) else None,
+    "Add": _arith(lambda p, q: p + q, 0, True), "Sub": _arith(lambda p, q: p - q, 0, False),
+    "Mul": _arith(lambda p, q: p * q, 1, True), "Div": _arith(_div, 1, False),
+    "Min": _arith(min, 2**63 - 1, True), "Max": _arith(max, -2**63, True),
+    "ReduceProd": lambda a, attrs: int(np.prod([_int(v) for v in _tuple(a[0])], dtype=np.int64))
+    if not attrs.get("keepdims", 1) and len(a) == 1 else None,
+}

@@ -1,0 +1,90 @@
+"""The derivative of an operator that ONNX defines by a function body: differentiate the body."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from ..errors import UnsupportedOp
+from ..graph import Graph, Node, Value
+from ..infer import make_attribute, schema_of
+from .registry import pullback
+
+
+def through_body(g: Graph, n: Node, dys: tuple[Value | None, ...]) -> list[Value | None]:
+    """Emit the body at the node's inputs and pull the cotangents back through it."""
+    before = len(g.nodes)
+    outputs = inline(g, n)
+    seeds = {y: dy for y, dy in zip(outputs, dys, strict=False) if dy is not None}
+    wanted = [x for i, x in enumerate(n.inputs) if i in n.needs and x is not None]
+    found = pullback(g, seeds, wanted, _between(g, wanted, seeds, before))
+    return [found.get(x) if x is not None else None for x in n.inputs]
+
+
+def _between(g: Graph, wrt: Sequence[Value], ends: Mapping[Value, Value], before: int) -> list[Node]:
+    """The body's nodes: those that lead from wrt to the ends. Some may have been emitted before (common subexpressions)."""
+    chosen, stack, stop = set(), list(ends), set(wrt)
+    while stack:
+        value = stack.pop()
+        node = g.producer(value)
+        if node is not None and value not in stop and id(node) not in chosen:
+            chosen.add(id(node))
+            stack.extend(node.uses)
+    return [n for n in g.nodes if id(n) in chosen]
+
+
+def inline(g: Graph, n: Node) -> tuple[Value, ...]:
+    """The outputs of the node's function body, emitted at its inputs."""
+    body = _body(g, n)
+    env: dict[str, Value | None] = dict(zip(body.input, n.inputs, strict=False))
+    defaults = {a.name: a for a in body.attribute_proto}
+    for node in body.node:
+        attrs: dict[str, Any] = {}
+        for a in node.attribute:
+            if a.ref_attr_name:
+                value = n.attrs.get(a.ref_attr_name, _value(defaults.get(a.ref_attr_name)))
+                if value is not None:
+                    attrs[a.name] = value
+            else:
+                attrs[a.name] = _value(a)
+        if node.domain not in ("", "ai.onnx"):
+            raise UnsupportedOp(f"the function body of {n.op} (node {n.name!r}) uses {node.domain}:{node.op_type}, which has no derivative")
+        if node.op_type == "Constant":
+            env[node.output[0]] = g.const(_constant(attrs))
+            continue
+        made = g.emit(node.op_type, *(env[i] if i else None for i in node.input), n_outputs=len(node.output), **attrs)
+        env.update(zip(node.output, made if isinstance(made, tuple) else (made,), strict=True))
+    outputs = tuple(env[o] for o in body.output)
+    return tuple(v for v in outputs if v is not None)
+
+
+def _body(g: Graph, n: Node) -> onnx.FunctionProto:
+    schema = schema_of(n.op, "", g.opset)
+    if schema.has_function:
+        return schema.function_body
+    node = helper.make_node(n.op, [v.name if v is not None else "" for v in n.inputs], [v.name for v in n.outputs])
+    node.attribute.extend(make_attribute(k, v, schema) for k, v in n.attrs.items())
+    types = [helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) if v is not None and v.dtype is not None
+             else onnx.TypeProto() for v in n.inputs]
+    versions = [v for v in schema.context_dependent_function_opset_versions if v <= g.opset]
+    data = schema.get_context_dependent_function_with_opset_version(
+        max(versions), node.SerializeToString(), [t.SerializeToString() for t in types])
+    return onnx.FunctionProto.FromString(data)
+
+
+def _value(attribute: onnx.AttributeProto | None) -> Any:
+    if attribute is None:
+        return None
+    value = helper.get_attribute_value(attribute)
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _constant(attrs: Mapping[str, Any]) -> Any:
+    key, value = next(iter(attrs.items()))
+    if key == "value":
+        return onnx.numpy_helper.to_array(value)
+    return np.asarray(value, dtype="int64" if key.startswith("value_int") else "float32")

@@ -1,0 +1,159 @@
+"""The table of derivatives and the walk that uses it.
+
+A VJP is a function `f(g, n, dy) -> (dx0, dx1, ...)`: for node n and the cotangent dy of its (first) output, emit the
+cotangents of its inputs, None for an input that has none. The contract:
+
+* `n.needs` holds the indices of the inputs whose cotangent is wanted; the others may be None (an expensive or
+  impossible one should be skipped unless it is needed).
+* Never think of broadcasting: a cotangent may have the shape of the output; `fit` sums it back here, once.
+* Emit only operators that have a VJP or are listed in CONSTANT: then the derivative of a derivative is again a graph.
+* A node with several differentiable outputs registers with `many=True` and gets a tuple dy, None where nothing arrives.
+* Use `g.shape(x)`, never `x.shape`, for a value that enters the graph; use `x.dim(axis)` where only a static size will do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from ..errors import UnsupportedOp, did_you_mean
+from ..graph import Graph, Node, Value
+from ..infer import schema_of
+
+Vjp = Callable[..., Sequence[Value | None]]
+
+VJPS: dict[str, Vjp] = {}
+MANY: set[str] = set()
+
+# Operators with a derivative of zero (or none at all): said, not left out.
+CONSTANT: set[str] = {
+    "And", "ArgMax", "ArgMin", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Ceil", "Constant",
+    "ConstantOfShape", "Equal", "EyeLike", "Floor", "Greater", "GreaterOrEqual", "Hardmax", "IsInf", "IsNaN", "Less",
+    "LessOrEqual", "Multinomial", "NonMaxSuppression", "NonZero", "Not", "OneHot", "Or", "RandomNormal", "RandomNormalLike",
+    "RandomUniform", "RandomUniformLike", "Range", "Round", "Shape", "Sign", "Size", "Xor", "Bernoulli", "Unique",
+}
+
+
+def vjp(*ops: str, many: bool = False) -> Callable[[Vjp], Vjp]:
+    """Register the function below as the VJP of these operators."""
+    def register(f: Vjp) -> Vjp:
+        for op in ops:
+            assert op not in VJPS and op not in CONSTANT, f"two derivatives for {op}"
+            VJPS[op] = f
+            if many:
+                MANY.add(op)
+        return f
+    return register
+
+
+def vjp_of(g: Graph, node: Node) -> Vjp:
+    """The node's derivative: registered, or by way of the operator's ONNX function body; else UnsupportedOp."""
+    if node.domain in ("", "ai.onnx"):
+        if node.op in VJPS:
+            return VJPS[node.op]
+        schema = schema_of(node.op, "", g.opset)
+        if schema is not None and (schema.has_function or schema.has_context_dependent_function):
+            from .function import through_body
+            return through_body
+    domain = f"{node.domain}:" if node.domain not in ("", "ai.onnx") else ""
+    raise UnsupportedOp(
+        f"no derivative for operator {domain}{node.op} (node {node.name!r}, opset {g.opset}){did_you_mean(node.op, VJPS)}")
+
+
+def has_vjp(g: Graph, node: Node) -> bool:
+    try:
+        vjp_of(g, node)
+    except UnsupportedOp:
+        return False
+    return True
+
+
+def is_constant(node: Node) -> bool:
+    """No cotangent passes this node: its operator is listed, or none of its outputs is a float."""
+    return (node.domain in ("", "ai.onnx") and node.op in CONSTANT) or not any(
+        v.dtype is None or v.is_float or node.op == "QuantizeLinear" for v in node.outputs)
+
+
+def depends(nodes: Iterable[Node], on: Iterable[Value]) -> set[Value]:
+    """All values that depend on `on` through operators with a derivative."""
+    reached = set(on)
+    for node in nodes:
+        if not is_constant(node) and any(v in reached for v in node.uses):
+            reached.update(node.outputs)
+    return reached
+
+
+def pull(g: Graph, node: Node, cotangents: Sequence[Value | None], needs: Iterable[int]) -> list[Value | None]:
+    """Cotangents of the node's inputs from those of its outputs, each of its input's shape."""
+    node = dataclasses.replace(node, needs=frozenset(needs))
+    f = vjp_of(g, node)
+    many = node.op in MANY or f.__name__ == "through_body"
+    if not many and cotangents[0] is None:
+        return [None] * len(node.inputs)
+    found = list(f(g, node, tuple(cotangents) if many else cotangents[0]))
+    found += [None] * (len(node.inputs) - len(found))
+    return [fit(g, dx, x) if dx is not None and x is not None and i in node.needs else None
+            for i, (dx, x) in enumerate(zip(found, node.inputs, strict=True))]
+
+
+def pullback(g: Graph, seeds: Mapping[Value, Value], wrt: Iterable[Value], nodes: Sequence[Node] | None = None,
+             ) -> dict[Value, Value]:
+    """Reverse-mode derivative: cotangents of `wrt` from the cotangents `seeds`. A value without one is absent (zero)."""
+    nodes = list(g.nodes) if nodes is None else list(nodes)
+    wrt = list(wrt)
+    reached = depends(nodes, wrt)
+    arriving: dict[Value, list[Value]] = {v: [dv] for v, dv in seeds.items()}
+    for node in reversed(nodes):
+        dys = [total(g, arriving.get(v, [])) for v in node.outputs]
+        if all(dy is None for dy in dys) or is_constant(node):
+            continue
+        needs = [i for i, x in enumerate(node.inputs) if x in reached]
+        if needs:
+            for x, dx in zip(node.inputs, pull(g, node, dys, needs), strict=True):
+                if dx is not None and x is not None:
+                    arriving.setdefault(x, []).append(dx)
+    return {v: dv for v in wrt if (dv := total(g, arriving.get(v, []))) is not None}
+
+
+def total(g: Graph, values: Sequence[Value]) -> Value | None:
+    """The sum of the values that arrive at one tensor; None when nothing does."""
+    if not values:
+        return None
+    result = values[0]
+    for v in values[1:]:
+        result = g.emit("Add", result, v, out_shape=result.shape)
+    return result
+
+
+def fit(g: Graph, dx: Value, x: Value) -> Value:
+    """Sum dx over the axes along which x was broadcast, and give it x's dtype: the one place that knows of broadcasting."""
+    if x.is_float and dx.dtype != x.dtype:
+        dx = g.Cast(dx, to=_elem(x))
+    if dx.shape == x.shape or x.shape is None or dx.shape is None:
+        return dx
+    lead = len(dx.shape) - len(x.shape)
+    if lead > 0:
+        dx = g.ReduceSum(dx, list(range(lead)), keepdims=0)
+    assert dx.shape is not None
+    pairs = list(zip(dx.shape, x.shape, strict=True))
+    axes = [i for i, (d, s) in enumerate(pairs) if s == 1 and d != 1]
+    if axes:
+        dx = g.ReduceSum(dx, axes, keepdims=1)
+    if any(d != s and isinstance(s, str) and not isinstance(d, int | None) or (isinstance(s, str) and isinstance(d, int) and d != 1)
+           for i, (d, s) in enumerate(pairs) if i not in axes):
+        dx = _reduce_at_run_time(g, dx, x)
+    return dx
+
+
+def _reduce_at_run_time(g: Graph, dx: Value, x: Value) -> Value:
+    """As `fit`, where only the run can tell which of two symbolic axes is 1."""
+    one = g.const(1, "int64")
+    broadcast = g.And(g.Equal(g.shape(x), one), g.Not(g.Equal(g.shape(dx), one)))
+    return g.emit("ReduceSum", dx, g.Reshape(g.NonZero(broadcast), [-1]), keepdims=1, noop_with_empty_axes=1, out_shape=x.shape)
+
+
+def _elem(x: Value) -> Any:
+    from onnx import helper
+    assert x.dtype is not None
+    return helper.np_dtype_to_tensor_dtype(x.dtype)
