@@ -136,6 +136,7 @@ class Graph:
         self._names: set[str] = set() if self.parent is None else self.parent._names
         self._counter: Iterator[int] = itertools.count() if self.parent is None else self.parent._counter
         self._scope: str = ""
+        self._source_names: set[str] = set()
 
     # -- names ------------------------------------------------------------------------------------------------
     def fresh(self, base: str) -> str:
@@ -148,6 +149,11 @@ class Graph:
 
     def reserve(self, names: Sequence[str]) -> None:
         self._names.update(names)
+        self._source_names.update(names)
+
+    def is_ours(self, v: Value) -> bool:
+        """Whether the name of a node's output was made here, not read from a file."""
+        return v.name not in self._source_names
 
     @contextlib.contextmanager
     def scope(self, prefix: str) -> Iterator[None]:
@@ -228,13 +234,13 @@ class Graph:
             self._names.add(out)
             dtype, shape, content = inferred
             if out in declared:
-                dtype, shape = declared[out][0] or dtype, _refine(shape, declared[out][1], out)
+                dtype, shape = dtype or declared[out][0], _refine(shape, declared[out][1], out)
             if out_shape is not None and i == 0:
                 shape = _refine(out_shape, shape, out)
             values.append(Value(out, dtype, _refine(shape, None, out), self, None, content))
         if name is None and len(values) == 1 and _known(values[0].content):
             self._names.discard(values[0].name)
-            return (self.const(values[0].content, np.int64),)
+            return (self.const(values[0].content, values[0].dtype),)
         node = Node(op, inputs, tuple(values), attrs, self.fresh(values[0].name if values else op) if name is None else name, domain)
         self.nodes.append(node)
         self._producer.update(dict.fromkeys(values, node))

@@ -145,6 +145,8 @@ def _certain(op: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any], 
         return _reshaped(x.shape, target, bool(attrs.get("allowzero", 0)), shape)
     if op == "Expand" and isinstance(target, tuple):
         return _broadcast(x.shape, target)
+    if op.startswith("Reduce") and shape is None and attrs.get("keepdims", 1):
+        return (None,) * len(x.shape)
     if op in WINDOWED and shape is not None and None in shape:
         kernel = attrs.get("kernel_shape") or (inputs[1].shape[2:] if op == "Conv" and inputs[1] is not None and inputs[1].shape else None)
         if kernel and all(isinstance(k, int) for k in kernel):
@@ -265,7 +267,7 @@ def _div(p: int, q: int) -> int:
 _ARITHMETIC: dict[str, Any] = {
     "Gather": _gather, "Slice": _slice,
     "Concat": lambda a, _: sum((_tuple(v) for v in a), ()),
-    "Unsqueeze": lambda a, _: a[0] if isinstance(a[0], tuple) else (a[0],),
+    "Unsqueeze": lambda a, _: (a[0],) if isinstance(a[0], int | str) else None,
     "Squeeze": lambda a, _: a[0][0] if isinstance(a[0], tuple) and len(a[0]) == 1 else a[0],
     "Identity": lambda a, _: a[0],
     "Cast": lambda a, attrs: a[0] if attrs.get("to") in (6, 7) else None,

@@ -1,46 +1,267 @@
-"""ONNX file <-> Graph."""
+"""ONNX file <-> Graph. With `canonical.py` the only importer of onnx_graphsurgeon.
+
+graphsurgeon is the operating table: it links nodes and tensors so that passes can cut and join. What it cannot
+represent (raw attributes, metadata, sequence types) stays in the protos kept beside it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from .graph import Graph, Node, Value
-from .infer import make_attribute, schema_of
+from .errors import ModelError
+from .foreign import standardise
+from .graph import Array, Graph, Node, Value
+from .infer import Shape, make_attribute, read_type, schema_of
+from .source import Source, array_of
+from .upgrade import upgrade
 
 
-def write_graph(g: Graph, keep: Iterable[Value] = ()) -> onnx.GraphProto:
-    """The graph as ONNX: its nodes in order, constants as initialisers, named outputs."""
-    proto = onnx.GraphProto(name=g.name)
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of the file, decoded when somebody looks at it."""
+
+    proto: onnx.TensorProto
+    folder: Path | None
+
+    def array(self) -> Array:
+        return array_of(self.proto, self.folder)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the elements."""
+        dtype = helper.tensor_dtype_to_np_dtype(self.proto.data_type)
+        return int(np.prod(self.proto.dims, dtype=np.int64)) * dtype.itemsize
+
+
+@dataclass
+class Table:
+    """The model on the operating table. `removed` maps each tensor that a pass took away to its successor."""
+
+    surgeon: Any
+    model: onnx.ModelProto
+    source: Source
+    protos: dict[int, onnx.NodeProto]
+    pinned: set[str]
+    names: set[str]
+    removed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def opset(self) -> int:
+        return next(o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx"))
+
+    def array(self, tensor: Any) -> Array | None:
+        """The elements of a constant tensor, None for a variable."""
+        values = getattr(tensor, "_values", None)
+        if values is None or isinstance(values, np.ndarray):
+            return values
+        proto = getattr(values, "tensor", None)
+        return array_of(proto, self.source.folder) if isinstance(proto, onnx.TensorProto) else None
+
+
+def load(source: Source) -> Table:
+    """Lay the model on the table: local functions inlined, opset >= 17, foreign operators rewritten, weights unread."""
+    import onnx_graphsurgeon as gs
+    from onnx.inliner import inline_local_functions
+
+    model = source.model
+    if len(model.functions):
+        model = inline_local_functions(model, convert_version=False)
+    model = standardise(upgrade(model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            surgeon = gs.import_onnx(model)
+        except Exception as e:
+            raise ModelError(f"onnx-graphsurgeon cannot import this graph: {type(e).__name__}: {e}") from e
+    protos = {id(s): p for s, p in zip(surgeon.nodes, model.graph.node, strict=True)}
+    pinned = {o.name for o in model.graph.output} | {name for p in model.graph.node for name in _captured(p)}
+    names = {t.name for t in model.graph.initializer} | {o for n in model.graph.node for o in n.output} | {i.name for i in model.graph.input}
+    return Table(surgeon, model, source, protos, pinned, names)
+
+
+def _captured(node: onnx.NodeProto) -> Iterator[str]:
+    """Names of outer tensors that the bodies of If, Loop and Scan may read."""
+    for attribute in node.attribute:
+        for body in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else list(attribute.graphs):
+            yield from (o.name for o in body.output)
+            for inner in body.node:
+                yield from inner.input
+                yield from _captured(inner)
+
+
+# -- table -> graph -----------------------------------------------------------------------------------------------
+def freeze(table: Table) -> Graph:
+    """The table's content as a Graph, with ONNX's own types; names are the file's."""
+    proto = table.model.graph
+    g = Graph(table.opset, proto.name or "graph")
+    g.reserve([t.name for t in proto.initializer] + [o for n in proto.node for o in n.output])
+    types = {v.name: _declared(v) for v in [*proto.input, *proto.value_info, *proto.output]}
+    env: dict[str, Value] = {}
+    for t in table.surgeon.inputs:
+        env[t.name] = g.input(t.name, *types[t.name])
+    for node in table.surgeon.nodes:
+        for t in node.inputs:
+            if t.name and t.name not in env and getattr(t, "_values", None) is not None:
+                env[t.name] = _constant(g, t, table)
+        _record(g, node, table.protos.get(id(node)), env, types, table)
+    for info in proto.output:
+        if info.name not in env:
+            held = next((t for t in proto.initializer if t.name == info.name), None)
+            if held is None:
+                raise ModelError(f"no node, input or initialiser makes the graph output {info.name!r}")
+            env[info.name] = _stored(g, held, table.source.folder)
+        g.outputs.append((info.name, env[info.name]))
+    return g
+
+
+def _declared(info: onnx.ValueInfoProto) -> tuple[Any, Shape | None]:
+    dtype, shape = read_type(info.type)
+    return dtype, None if shape is None else tuple(None if isinstance(d, str) and d.startswith("?") else d for d in shape)
+
+
+def _constant(g: Graph, tensor: Any, table: Table) -> Value:
+    values = tensor._values
+    if isinstance(values, np.ndarray):
+        return g.const(values, name=tensor.name)
+    return _stored(g, values.tensor, table.source.folder, tensor.name)
+
+
+def _stored(g: Graph, proto: onnx.TensorProto, folder: Path | None, name: str | None = None) -> Value:
+    dtype = helper.tensor_dtype_to_np_dtype(proto.data_type)
+    return g.stored(name or proto.name, dtype, tuple(proto.dims), Tensor(proto, folder))
+
+
+def _record(g: Graph, node: Any, proto: onnx.NodeProto | None, env: dict[str, Value], types: Mapping[str, Any], table: Table) -> None:
+    outputs = [t.name for t in node.outputs]
+    attrs = _attributes(g, proto.attribute, env, table) if proto is not None else dict(node.attrs)
+    if node.op == "Constant" and not node.domain:
+        env[outputs[0]] = _constant_node(g, outputs[0], attrs, table)
+        return
+    inputs = [env[t.name] if t.name else None for t in node.inputs]
+    while inputs and inputs[-1] is None:
+        inputs.pop()
+    name = node.name or next((o for o in outputs if o), node.op)
+    made = g.record(node.op, inputs, outputs, attrs, name, node.domain or "", types)
+    env.update((v.name, v) for v in made if v.name)
+
+
+def _attributes(g: Graph, attributes: Any, env: Mapping[str, Value], table: Table) -> dict[str, Any]:
+    decoded: dict[str, Any] = {}
+    for a in attributes:
+        if a.type == onnx.AttributeProto.GRAPH:
+            decoded[a.name] = _body(g, a.g, env, table)
+        elif a.type in (onnx.AttributeProto.FLOAT, onnx.AttributeProto.INT, onnx.AttributeProto.FLOATS, onnx.AttributeProto.INTS):
+            value = helper.get_attribute_value(a)
+            decoded[a.name] = list(value) if a.type in (onnx.AttributeProto.FLOATS, onnx.AttributeProto.INTS) else value
+        elif a.type == onnx.AttributeProto.STRING:
+            try:
+                decoded[a.name] = a.s.decode()
+            except UnicodeDecodeError:
+                decoded[a.name] = a
+        else:
+            decoded[a.name] = a
+    return decoded
+
+
+def _constant_node(g: Graph, name: str, attrs: Mapping[str, Any], table: Table) -> Value:
+    key, value = next(iter(attrs.items()))
+    if key == "value":
+        return _stored(g, value.t, table.source.folder, name)
+    if isinstance(value, onnx.AttributeProto):
+        value = helper.get_attribute_value(value)
+    return g.const(np.asarray(value, dtype=np.int64 if key.startswith("value_int") else np.float32 if key.startswith("value_f") else None),
+                   name=name)
+
+
+def _body(g: Graph, proto: onnx.GraphProto, outer: Mapping[str, Value], table: Table) -> Graph:
+    """A Loop, If or Scan body: its own tape, reading the outer one."""
+    body = Graph(g.opset, proto.name, g)
+    types = {v.name: _declared(v) for v in [*proto.input, *proto.value_info, *proto.output]}
+    env = dict(outer)
+    env.update((t.name, _stored(body, t, table.source.folder)) for t in proto.initializer)
+    env.update((v.name, body.input(v.name, *types[v.name])) for v in proto.input)
+    for node in proto.node:
+        attrs = _attributes(body, node.attribute, env, table)
+        if node.op_type == "Constant" and not node.domain:
+            env[node.output[0]] = _constant_node(body, node.output[0], attrs, table)
+            continue
+        made = body.record(node.op_type, [env[i] if i else None for i in node.input], list(node.output), attrs,
+                           node.name or node.output[0], node.domain, types)
+        env.update((v.name, v) for v in made if v.name)
+    body.outputs.extend((o.name, env[o.name]) for o in proto.output)
+    return body
+
+
+# -- graph -> file ------------------------------------------------------------------------------------------------
+def write_graph(g: Graph, proto: onnx.GraphProto | None = None, embed: bool = True) -> onnx.GraphProto:
+    """The graph as ONNX: nodes in order, constants as initialisers. `embed=False` leaves external tensors outside."""
+    proto = onnx.GraphProto() if proto is None else proto
+    proto.name = g.name
     written: set[str] = set()
-    outputs = {v: name for name, v in g.outputs}
+    rename = _output_names(g)
 
-    def initialiser(v: Value) -> None:
-        if v.is_const and v.name not in written:
+    def initialise(v: Value) -> None:
+        here = v.graph is g or (v.graph.parent is None and g.parent is None)  # a simplified graph shares its tape's values
+        if v.is_const and here and v.name not in written:
             written.add(v.name)
-            proto.initializer.append(numpy_helper.from_array(v.data, v.name))
+            _write_tensor(proto.initializer.add(), v, embed)
+
+    def visit(node: Node) -> None:
+        for v in node.uses:
+            initialise(v)
+        for sub in node.subgraphs:
+            for inner in sub.nodes:
+                visit(inner)
 
     for node in g.nodes:
-        for v in node.uses:
-            if v.graph is g or g.parent is None:
-                initialiser(v)
-        proto.node.append(write_node(g, node))
-    for v in g.inputs:
-        proto.input.append(value_info(v, v.name))
+        visit(node)
+        proto.node.append(write_node(g, node, rename))
+    proto.input.extend(value_info(v, v.name) for v in g.inputs)
     for name, v in g.outputs:
-        initialiser(v)
-        if name != v.name:
-            proto.node.append(helper.make_node("Identity", [v.name], [name], name=name))
+        initialise(v)
+        if name != rename.get(v, v.name):
+            proto.node.append(helper.make_node("Identity", [rename.get(v, v.name)], [name], name=name))
         proto.output.append(value_info(v, name))
-    assert outputs is not None
     return proto
 
 
-def write_node(g: Graph, node: Node) -> onnx.NodeProto:
-    proto = helper.make_node(node.op, [v.name if v is not None else "" for v in node.inputs], [v.name for v in node.outputs],
-                             name=node.name, domain=node.domain)
+def _output_names(g: Graph) -> dict[Value, str]:
+    """A value made by a node of this graph takes the name of the first output that shows it, unless it has that name already."""
+    own = {name for name, v in g.outputs if v.name == name}
+    rename: dict[Value, str] = {}
+    for name, v in g.outputs:
+        if v.name != name and v.name not in own and v not in rename and g._producer.get(v) is not None and g.is_ours(v):
+            rename[v] = name
+    return rename
+
+
+def stored_tensors(g: Graph) -> list[Tensor]:
+    """Every tensor of the file that the graph reads."""
+    found = {v: v.stored for n in g.nodes for v in n.uses if isinstance(v.stored, Tensor)}
+    return [t for t in found.values() if isinstance(t, Tensor)]
+
+
+def _write_tensor(proto: onnx.TensorProto, v: Value, embed: bool) -> None:
+    """Copy a stored tensor as it came; encode a computed one, and an external one when it is to be embedded."""
+    stored = v.stored
+    if isinstance(stored, Tensor) and not (embed and stored.proto.data_location == onnx.TensorProto.EXTERNAL):
+        proto.CopyFrom(stored.proto)
+        proto.name = v.name
+    else:
+        proto.CopyFrom(numpy_helper.from_array(np.asarray(v.data), v.name))
+
+
+def write_node(g: Graph, node: Node, rename: Mapping[Value, str]) -> onnx.NodeProto:
+    proto = helper.make_node(node.op, [rename.get(v, v.name) if v is not None else "" for v in node.inputs],
+                             [rename.get(v, v.name) for v in node.outputs], name=node.name, domain=node.domain)
     schema = schema_of(node.op, "", g.opset) if node.domain in ("", "ai.onnx") else None
     for key, value in node.attrs.items():
         if isinstance(value, onnx.AttributeProto):
@@ -53,11 +274,13 @@ def write_node(g: Graph, node: Node) -> onnx.NodeProto:
 
 
 def value_info(v: Value, name: str) -> onnx.ValueInfoProto:
+    """Type of an output or input; axes without a name in the source stay open."""
     if v.dtype is None:
         return onnx.ValueInfoProto(name=name)
     shape = None if v.shape is None else [d if isinstance(d, int) or (d and not d.startswith("_")) else None for d in v.shape]
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(v.dtype), shape)
 
 
-def write_model(g: Graph, ir_version: int = 8) -> onnx.ModelProto:
+def write_model(g: Graph, ir_version: int = 10) -> onnx.ModelProto:
+    """A bare model of the graph (tests and constant evaluation; `export.py` writes explanations)."""
     return helper.make_model(write_graph(g), opset_imports=[helper.make_opsetid("", g.opset)], ir_version=ir_version)

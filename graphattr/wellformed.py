@@ -32,8 +32,8 @@ def check_model(model: ModelProto) -> None:
 
 
 def default_opset(model: ModelProto) -> int | None:
-    """The newest import of the default domain; None when there is none."""
-    return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=None)
+    """The version of the default domain, or None; the last import counts, as in ONNX Runtime."""
+    return next((o.version for o in reversed(model.opset_import) if o.domain in ("", "ai.onnx")), None)
 
 
 def tensors_of(graph: GraphProto) -> Iterator[TensorProto]:

@@ -1,0 +1,138 @@
+"""Writes the explanation into the graph: seed, walk, finish, and the extras that the caller asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .backward import Entry, backward
+from .errors import MethodError, TargetError
+from .fn import reapply
+from .graph import Graph, Value
+from .layers import LayerGraph
+from .method import Bound, Method, plan
+from .rule import REGISTRY, per_sample_sum
+from .targets import Explained, Target, one_hot
+from .vjp import total
+
+LEDGER_COLUMNS = ("arrived", "sent", "bias", "stabiliser")
+
+
+@dataclass
+class Written:
+    """What one method added: attribution per tensor name, extras by output suffix, its plan and ledger lines."""
+
+    method: Method
+    attributions: dict[str, Value]
+    plan: Mapping[str, Bound]
+    extras: dict[str, Value] = field(default_factory=dict)
+    ledger_layers: list[str] = field(default_factory=list)
+    unaffected: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of every method alike."""
+
+    explained: Explained
+    wrt: Sequence[Value]
+    target: Target
+    strict: bool = True
+    delta: bool = False
+    ledger: bool = False
+    all_needed: bool = True  # every wrt tensor must influence the output (they were named)
+
+
+def start(g: Graph, request: Request) -> tuple[Value, Value | None]:
+    """(e_c, target index), or (the `seed` input, None)."""
+    y = request.explained.y
+    if request.target == "seed":
+        return g.input("seed", y.dtype, y.shape), None
+    return one_hot(g, y, request.target)
+
+
+def attribute(graph: LayerGraph, method: Method, request: Request, begin: tuple[Value, Value | None]) -> Written:
+    """Append one method's backward pass to the graph."""
+    g, y = graph.graph, request.explained.y
+    path = graph.between(request.wrt, [y])
+    reached = {x for layer in path for x in layer.xs} | {y}
+    missing = [v.name for v in request.wrt if v not in reached]
+    if len(missing) == len(request.wrt) or (missing and request.all_needed):
+        raise TargetError(f"the explained output {request.explained.name!r} does not depend on {', '.join(map(repr, missing))} through any "
+                          "operator with a derivative, so there is nothing to attribute; choose another output or wrt")
+    rules = plan(graph, method, path, request.strict)
+    entries: list[Entry] | None = [] if request.ledger else None
+    seeds = _seeds(g, method, y, begin, request.target)
+    passes = [backward(graph, rules, path, {y: r}, request.wrt, entries) for r in seeds]
+    written = Written(method, {}, rules, unaffected=missing)
+    references: dict[Value, Value] = {}
+    for x in request.wrt:
+        maps = tuple(p[x] if x in p else x * 0.0 for p in passes)
+        written.attributions[x.name] = _finish(g, method, x, maps, references)
+    if request.delta:
+        written.extras["delta"] = _delta(graph, method, request, seeds, begin, written, references)
+    if entries is not None:
+        written.extras["ledger"] = _ledger(g, y, entries)
+        written.ledger_layers = [e.layer for e in entries]
+    return written
+
+
+def _seeds(g: Graph, method: Method, y: Value, begin: tuple[Value, Value | None], target: Target) -> tuple[Value, ...]:
+    with g.scope(f"seed/{method.seed}"):
+        seeds = tuple(REGISTRY.seeds[method.seed].apply(g, y, begin[0]))
+    if target != "seed":
+        return seeds
+    if len(seeds) > 1:
+        raise MethodError(f"method {method.name!r} makes its own {len(seeds)} seeds; it cannot take target='seed'")
+    return (begin[0],)
+
+
+def _finish(g: Graph, method: Method, x: Value, maps: tuple[Value, ...], references: dict[Value, Value]) -> Value:
+    step = REGISTRY.finishes[method.finish]
+    params: dict[str, Any] = {k: v for k, v in method.params.items() if k in step.params}
+    if params.get("baselines") == "input":
+        params["baselines"] = references[x] = baseline_input(g, x)
+    elif params.get("baselines") is not None:
+        from .rule import constant_like
+        params["baselines"] = references[x] = constant_like(g, x, params["baselines"])
+    with g.scope(f"finish/{method.finish}"):
+        result: Value = step.apply(g, x, maps, **params)
+    return result
+
+
+def baseline_input(g: Graph, x: Value) -> Value:
+    """The graph input `<x>_baseline`, shared by all methods of the file."""
+    name = f"{x.name}_baseline"
+    held = [v for v in g.inputs if v.name == name]
+    return held[0] if held else g.input(name, x.dtype, x.shape)
+
+
+def _delta(graph: LayerGraph, method: Method, request: Request, seeds: Sequence[Value], begin: tuple[Value, Value | None],
+           written: Written, references: Mapping[Value, Value]) -> Value:
+    """[N]: what the attributions should add up to, minus what they do."""
+    g, y = graph.graph, request.explained.y
+    found = total(g, [per_sample_sum(g, a) for a in written.attributions.values()])
+    assert found is not None
+    if method.expects == "zero":
+        return -found
+    if method.expects == "seed":
+        return per_sample_sum(g, seeds[0]) - found
+    changed = reapply(g, y, {x: _filled(g, x, references.get(x)) for x in request.wrt})
+    return per_sample_sum(g, (y - changed) * begin[0]) - found
+
+
+def _filled(g: Graph, x: Value, reference: Value | None) -> Value:
+    return x * 0.0 if reference is None else x * 0.0 + reference
+
+
+def _ledger(g: Graph, y: Value, entries: Sequence[Entry]) -> Value:
+    """(N, layers, 4): relevance arrived, sent on, absorbed by the bias, absorbed by the stabiliser."""
+    rows = g.Slice(g.shape(y), [0], [1]) if y.rank else g.const([1], "int64")
+    lines = []
+    for e in entries:
+        columns = [e.arrived, e.sent, e.absorbed.get("bias", []), e.absorbed.get("stabiliser", [])]
+        sums = [total(g, [g.ReduceSum(g.Reshape(v, g.Concat(rows, [-1], axis=0)), [1], keepdims=1) for v in column]) for column in columns]
+        zero = sums[0] * 0.0 if sums[0] is not None else None
+        lines.append(g.Unsqueeze(g.Concat(*[s if s is not None else zero for s in sums], axis=1), [1]))
+    return g.Cast(g.Concat(*lines, axis=1), to=1)  # type: ignore[no-any-return]

@@ -1,0 +1,115 @@
+"""A layer as a function that can be applied again and pulled back: `f(x, w, b)` and `f.vjp(r, x, w)`.
+
+With these two the whole LRP, Deep Taylor and Excitation family is one helper plus a list of parts per rule.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from .graph import Graph, Node, Value
+from .layers import Layer, LayerGraph
+from .vjp import pull, pullback
+
+Out = Value | tuple[Value, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A layer where a rule is applied: its forward values, its function, and the ledger of what the rule absorbs."""
+
+    g: Graph
+    layer: Layer
+    graph: LayerGraph
+    wanted: frozenset[Value]  # the data inputs to which relevance must flow
+    ledger: dict[str, list[Value]] | None = field(default=None)
+
+    @property
+    def x(self) -> Value: return self.layer.x
+    @property
+    def xs(self) -> tuple[Value, ...]: return self.layer.xs
+    @property
+    def y(self) -> Value: return self.layer.y
+    @property
+    def b(self) -> Value | None: return self.layer.b
+
+    @property
+    def w(self) -> Value:
+        assert self.layer.w is not None, f"layer {self.layer.name} has no weight"
+        return self.layer.w
+
+    @property
+    def gate(self) -> int | None:
+        """Index of the operand of a product that is a gate, if exactly one is."""
+        return self.graph.gate(self.layer)
+
+    def nonnegative(self, x: Value) -> bool:
+        return x in self.graph.nonnegative
+
+    def __call__(self, x: Value, w: Value | None = None, b: Value | None = None) -> Value:
+        """The layer's operator at other inputs: f(x; w) + b. Without b there is no bias."""
+        main = self.layer.nodes[0]
+        if self.layer.kind != "linear":
+            return self._emit(dataclasses.replace(main, inputs=tuple(x if v is self.x else v for v in main.inputs)))
+        node = self._linear(x, self.w if w is None else w)
+        if b is None:
+            return self._emit(node)
+        if len(self.layer.nodes) == 2:
+            add = self.layer.nodes[1]
+            z = self._emit(node)
+            return self.g.Add(*(z if v is main.outputs[0] else b for v in add.inputs))  # type: ignore[no-any-return]
+        return self._emit(dataclasses.replace(node, inputs=(*node.inputs, b))) if main.op != "Einsum" else self._emit(node) + b
+
+    def vjp(self, r: Value | Sequence[Value | None], x: Value | None = None, w: Value | None = None) -> Out:
+        """r pulled back through the layer at (x, w): the cotangent of x, or of every data input when there are several."""
+        if self.layer.kind == "linear":
+            node = self._linear(self.x if x is None else x, self.w if w is None else w)
+            at = self._data_at
+            made = self.g.producer(self._emit(node))
+            assert made is not None
+            found = pull(self.g, made, [r if isinstance(r, Value) else r[0]], [at])[at]
+            assert found is not None
+            return found
+        seeds = dict(zip(self.layer.ys, [r] if isinstance(r, Value) else r, strict=False))
+        grads = pullback(self.g, {y: v for y, v in seeds.items() if v is not None}, self.xs, self.layer.nodes)
+        found_all = tuple(grads.get(v) if grads.get(v) is not None else v * 0.0 for v in self.xs)
+        return found_all[0] if len(found_all) == 1 else found_all  # type: ignore[return-value]
+
+    def absorbed(self, **shares: Callable[[], Value]) -> None:
+        """Note in the ledger what is kept back here (bias=..., stabiliser=...); each share has the layer output's shape."""
+        if self.ledger is not None:
+            for name, share in shares.items():
+                self.ledger.setdefault(name, []).append(share())
+
+    @property
+    def _data_at(self) -> int:
+        return next(i for i, v in enumerate(self.layer.nodes[0].inputs) if v is self.x)
+
+    def _linear(self, x: Value, w: Value) -> Node:
+        """The layer's linear operator at (x, w), bias and scale factors left out."""
+        main = self.layer.nodes[0]
+        attrs = {k: v for k, v in main.attrs.items() if not (main.op == "Gemm" and k in ("alpha", "beta"))}
+        return dataclasses.replace(main, inputs=(x, w) if self._data_at == 0 else (w, x), attrs=attrs)
+
+    def _emit(self, node: Node) -> Value:
+        out: Value = self.g.emit(node.op, *node.inputs, out_shape=node.outputs[0].shape if node.inputs[0] is not None else None, **node.attrs)
+        return out
+
+
+def reapply(g: Graph, y: Value, at: Mapping[Value, Value]) -> Value:
+    """y evaluated anew with the values in `at` in place of their keys."""
+    stands: dict[Value, Value] = dict(at)
+    needed, stack = set[int](), [y]
+    while stack:
+        node = g.producer(stack.pop())
+        if node is not None and id(node) not in needed:
+            needed.add(id(node))
+            stack.extend(v for v in node.uses if v not in at)
+    for node in [n for n in g.nodes if id(n) in needed]:
+        if any(v in stands for v in node.inputs if v is not None):
+            made = g.emit(node.op, *(stands.get(v, v) if v is not None else None for v in node.inputs), n_outputs=len(node.outputs),
+                          out_shape=node.outputs[0].shape, **node.attrs)
+            stands.update(zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=True))
+    return stands.get(y, y)

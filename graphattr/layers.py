@@ -1,0 +1,257 @@
+"""The graph seen as layers: which nodes belong together, of what kind each layer is, and how layers follow each other.
+
+A kind says how relevance may be shared, so that rules never learn operator names:
+
+linear      weights: Conv, ConvTranspose, Gemm, MatMul (+ Add of a bias), Einsum with a constant
+sum         Add, Sub, Sum, Mean of several data tensors
+mean        linear without weights: average pooling, ReduceMean, ReduceSum, linear Resize
+shift       data plus a constant that is no bias           scale      data times a constant
+batchnorm   a BatchNormalization that could not be folded  norm       LayerNormalization and its relatives
+product     data times data                                quotient   data over data
+bilinear    MatMul, Gemm, Einsum of two data tensors       softmax    Softmax, LogSoftmax inside the network
+relu        rectifiers: Relu, LeakyRelu, PRelu, Clip ...   smooth     any other function of one element
+maxpool     one input wins: MaxPool, ReduceMax, Max ...    structure  moves elements: Reshape, Concat, Slice, Gather ...
+other       has a derivative, and no reading as one of the above
+unknown     no derivative
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import networkx as nx
+
+from .graph import Graph, Node, Value
+from .vjp import depends, has_vjp, is_constant
+
+CONVOLUTIONS = {"Conv", "ConvTranspose"}
+RECTIFIERS = {"Relu", "LeakyRelu", "PRelu", "Clip", "ThresholdedRelu"}
+SMOOTH = {"Elu", "Selu", "Celu", "HardSigmoid", "HardSwish", "Sigmoid", "Tanh", "Softplus", "Softsign", "Mish", "Gelu", "Swish", "Erf",
+          "Exp", "Log", "Sqrt", "Pow", "Abs", "Neg", "Reciprocal", "Sin", "Cos", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh",
+          "Asinh", "Acosh", "Atanh", "QuantizeLinear", "DequantizeLinear", "Mod"}
+MEANS = {"AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "CumSum"}
+WINNERS = {"MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin", "TopK"}
+NORMS = {"LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization", "LRN", "LpNormalization",
+         "MeanVarianceNormalization"}
+STRUCTURE = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat", "Pad", "Gather", "GatherElements",
+             "GatherND", "Expand", "Tile", "Where", "Cast", "CastLike", "Identity", "Dropout", "DepthToSpace", "SpaceToDepth", "ScatterElements",
+             "ScatterND", "Trilu", "ReverseSequence", "Compress"}
+GATES = {"Sigmoid", "HardSigmoid", "Softmax"}
+NONNEGATIVE = {"Relu", "Sigmoid", "HardSigmoid", "Softplus", "Exp", "Softmax", "Abs", "Sqrt"}
+KEEPS_SIGN = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceSum", "ReduceMax", "Add", "Mul", "Sum",
+              "Mean", "Max", *(STRUCTURE - {"Where", "Pad", "ScatterElements", "ScatterND"})}
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One step of the network. `xs` are its data inputs and `ys` its outputs; w and b a linear layer's effective weight and bias."""
+
+    name: str
+    kind: str
+    nodes: tuple[Node, ...]
+    xs: tuple[Value, ...]
+    ys: tuple[Value, ...]
+    w: Value | None = None
+    b: Value | None = None
+
+    @property
+    def op(self) -> str:
+        return self.nodes[0].op
+
+    @property
+    def x(self) -> Value:
+        return self.xs[0]
+
+    @property
+    def y(self) -> Value:
+        return self.ys[0]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerGraph:
+    """Layers in execution order, and a frozen networkx graph of their names. `nonnegative`: values known to be >= 0."""
+
+    graph: Graph
+    layers: tuple[Layer, ...]
+    topology: nx.MultiDiGraph
+    roots: tuple[Value, ...]
+    nonnegative: frozenset[Value]
+
+    def __getitem__(self, name: str) -> Layer:
+        layer: Layer = self.topology.nodes[name]["layer"]
+        return layer
+
+    @functools.cached_property
+    def made(self) -> dict[Value, Layer]:
+        """Which layer makes a value."""
+        return {y: layer for layer in self.layers for y in layer.ys}
+
+    def between(self, wrt: Iterable[Value], outputs: Iterable[Value]) -> list[Layer]:
+        """Layers on a path from wrt to the outputs, in execution order."""
+        forward, back = set(wrt), set(outputs)
+        ahead = []
+        for layer in self.layers:
+            if any(x in forward for x in layer.xs):
+                forward.update(layer.ys)
+                ahead.append(layer)
+        path = []
+        for layer in reversed(ahead):
+            if any(y in back for y in layer.ys):
+                back.update(x for x in layer.xs if x in forward)
+                path.append(layer)
+        return path[::-1]
+
+    def at_input(self, layer: Layer) -> bool:
+        """Whether the layer's data comes from the roots through reshape-like layers only."""
+        made = self.made
+        seen, stack = set(), list(layer.xs)
+        while stack:
+            x = stack.pop()
+            if x in seen or x in self.roots:
+                continue
+            seen.add(x)
+            if x not in made or made[x].kind != "structure":
+                return False
+            stack.extend(made[x].xs)
+        return True
+
+    def gate(self, layer: Layer) -> int | None:
+        """Which operand of a product is the gate: the only one made by a sigmoid or softmax, through structure; else None."""
+        made = self.made
+        found = []
+        for i, x in enumerate(layer.xs):
+            while x in made and made[x].kind == "structure" and len(made[x].xs) == 1:
+                x = made[x].x
+            if x in made and made[x].op in GATES:
+                found.append(i)
+        return found[0] if len(found) == 1 else None
+
+
+def to_layers(g: Graph, roots: Sequence[Value], keep: Iterable[Value] = ()) -> LayerGraph:
+    """See the graph as layers. `roots` carry data (what depends on them is data); tensors in `keep` stay visible between layers."""
+    data = depends(g.nodes, roots)
+    kept = set(keep) | {v for _, v in g.outputs}
+    readers: dict[Value, list[Node]] = {}
+    for node in g.nodes:
+        for v in node.uses:
+            readers.setdefault(v, []).append(node)
+    layers: list[Layer] = []
+    taken: set[int] = set()
+    for node in g.nodes:
+        if id(node) in taken or is_constant(node) or not any(v in data for v in node.uses) or all(v in roots for v in node.outputs):
+            continue
+        layer = _layer(g, node, data, kept, readers)
+        taken.update(id(n) for n in layer.nodes)
+        layers.append(layer)
+    return LayerGraph(g, tuple(layers), _topology(layers), tuple(roots), _nonnegative(g))
+
+
+def _topology(layers: Sequence[Layer]) -> nx.MultiDiGraph:
+    topology = nx.MultiDiGraph()
+    made: dict[Value, str] = {}
+    for layer in layers:
+        topology.add_node(layer.name, layer=layer)
+        for x in layer.xs:
+            if x in made:
+                topology.add_edge(made[x], layer.name, key=x.name)
+        made.update((y, layer.name) for y in layer.ys)
+    return nx.freeze(topology)
+
+
+def _layer(g: Graph, node: Node, data: set[Value], kept: set[Value], readers: dict[Value, list[Node]]) -> Layer:
+    if node.domain in ("", "ai.onnx"):
+        if node.op in CONVOLUTIONS or node.op in ("Gemm", "MatMul", "Einsum"):
+            linear = _linear(g, node, data, kept, readers)
+            if linear is not None:
+                return linear
+        kind = _kind(g, node, data)
+    else:
+        kind = "unknown"
+    if kind not in ("other", "unknown") and not has_vjp(g, node):
+        kind = "unknown"
+    return Layer(node.name, kind, (node,), tuple(dict.fromkeys(v for v in node.uses if v in data)), node.outputs)
+
+
+def _linear(g: Graph, node: Node, data: set[Value], kept: set[Value], readers: dict[Value, list[Node]]) -> Layer | None:
+    """A linear layer: one data operand, a constant weight, and the bias that follows a MatMul or a bias-free convolution."""
+    operands = [i for i, v in enumerate(node.inputs) if v is not None and v in data]
+    weights = [i for i, v in enumerate(node.inputs[:2]) if v is not None and v not in data]
+    if len(operands) != 1 or operands[0] > 1 or not weights or len(node.inputs) < 2 or (node.op == "Einsum" and len(node.inputs) != 2):
+        return None
+    x, w = node.inputs[operands[0]], node.inputs[weights[0]]
+    b = node.inputs[2] if len(node.inputs) > 2 else None
+    assert x is not None
+    assert w is not None
+    if node.op == "Gemm":
+        alpha, beta = node.attrs.get("alpha", 1.0), node.attrs.get("beta", 1.0)
+        w = w if alpha == 1.0 else w * alpha
+        b = b if b is None or beta == 1.0 else b * beta
+    y = node.outputs[0]
+    after = readers.get(y, [])
+    if b is None and node.op != "Einsum" and y not in kept and len(after) == 1 and after[0].op == "Add" and not after[0].domain:
+        other = next((v for v in after[0].inputs if v is not y), None)
+        if other is not None and other not in data and _per_channel(other, y, _channel_axis(node, operands[0])):
+            return Layer(node.name, "linear", (node, after[0]), (x,), after[0].outputs, w, other)
+    return Layer(node.name, "linear", (node,), (x,), node.outputs, w, b)
+
+
+def _channel_axis(node: Node, operand: int) -> int:
+    """The output channel's axis, from the end."""
+    if node.op in CONVOLUTIONS:
+        return -(node.outputs[0].rank - 1)
+    return -1 if operand == 0 else -2
+
+
+def _per_channel(bias: Value, y: Value, axis: int) -> bool:
+    if bias.shape is None or y.shape is None or len(bias.shape) > len(y.shape):
+        return False
+    return all(d == 1 for i, d in enumerate(bias.shape) if i - len(bias.shape) != axis)
+
+
+def _kind(g: Graph, node: Node, data: set[Value]) -> str:
+    """The kind of a layer that is a single node and not linear."""
+    op, n_data = node.op, sum(v is not None and v in data for v in node.inputs)
+    if op in _BY_OPERANDS:
+        return _BY_OPERANDS[op](node, n_data, node.inputs[0] is not None and node.inputs[0] in data)
+    for kind, ops in (("relu", RECTIFIERS), ("smooth", SMOOTH), ("mean", MEANS), ("maxpool", WINNERS), ("norm", NORMS), ("structure", STRUCTURE)):
+        if op in ops:
+            return kind
+    if op == "Resize":
+        return "structure" if node.attrs.get("mode", "nearest") == "nearest" else "mean"
+    if op == "BatchNormalization":
+        return "batchnorm"
+    return "other" if has_vjp(g, node) else "unknown"
+
+
+def _several(one: str, many: str) -> Callable[[Node, int, bool], str]:
+    return lambda node, n, first: one if n == 1 else many
+
+
+_BY_OPERANDS: dict[str, Callable[[Node, int, bool], str]] = {
+    "Add": _several("shift", "sum"), "Sub": _several("shift", "sum"), "Sum": _several("shift", "sum"), "Mean": _several("shift", "sum"),
+    "Mul": _several("scale", "product"), "Max": _several("relu", "maxpool"), "Min": _several("relu", "maxpool"),
+    "Div": lambda node, n, first: "quotient" if n == 2 else "scale" if first else "smooth",
+    "MatMul": lambda node, n, first: "bilinear", "Gemm": lambda node, n, first: "bilinear", "Einsum": lambda node, n, first: "bilinear",
+    "Conv": lambda node, n, first: "bilinear", "ConvTranspose": lambda node, n, first: "bilinear",
+    "Softmax": lambda node, n, first: "softmax", "LogSoftmax": lambda node, n, first: "softmax",
+}
+
+
+def _nonnegative(g: Graph) -> frozenset[Value]:
+    """Values that cannot be negative, by the operators that made them."""
+    found: set[Value] = set()
+
+    def positive(v: Value | None) -> bool:
+        if v is None or v in found:
+            return True
+        data = v.data if v.is_const and v.shape is not None and len(v.shape) == 0 else None
+        return data is not None and bool(data >= 0)
+
+    for node in g.nodes:
+        if node.op in NONNEGATIVE or (node.op in KEEPS_SIGN and all(positive(v) for v in node.inputs if v is not None and v.is_float)):
+            found.update(v for v in node.outputs if v.is_float)
+        elif node.op == "Clip" and len(node.inputs) > 1 and node.inputs[1] is not None and positive(node.inputs[1]):
+            found.add(node.outputs[0])
+    return frozenset(found)

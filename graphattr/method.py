@@ -1,0 +1,265 @@
+"""Methods are tables: which rule on which layer, first match wins. TOML -> Method; (LayerGraph, Method) -> Plan."""
+
+from __future__ import annotations
+
+import fnmatch
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import MethodError, UnsupportedOp, did_you_mean
+from .graph import Value
+from .layers import Layer, LayerGraph
+from .rule import KINDS, REGISTRY, Rule, Step, describe, load_rules
+
+POSITIONS = ("first", "last", "input")
+WHERE = ("kind", "op", "name", "position", "given")
+EXPECTS = ("seed", "difference", "zero")
+HEAD = {"summary": "", "source": "", "seed": "onehot", "finish": "raw", "expects": "seed"}
+KEYS = (*HEAD, "with", "base", "assign")
+
+
+@dataclass(frozen=True)
+class Assign:
+    """One line of a table: the layers it speaks of, the rule they get, and the rule's parameters."""
+
+    line: str
+    rule: str
+    where: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A table of rules, the seed that starts the backward pass and the finish that ends it.
+
+    `expects` is what the attributions should add up to: the sum of the seed ("seed"), the change of the explained score
+    from the baseline to the input ("difference"), or nothing ("zero").
+    """
+
+    name: str
+    assign: tuple[Assign, ...]
+    seed: str = "onehot"
+    finish: str = "raw"
+    params: Mapping[str, Any] = field(default_factory=dict)
+    expects: str = "seed"
+    summary: str = ""
+    source: str = ""
+
+    def parameters(self) -> dict[str, Any]:
+        """Every parameter a caller may set: name -> (type in words, default)."""
+        found: dict[str, Any] = {"seed": ("the name of a seed", self.seed)}
+        for line in self.assign:
+            for p in _rule(line.rule, line.line).params.values():
+                default = line.params.get(p.name, self.params.get(p.name, None if p.required else p.default))
+                found.setdefault(p.name, (describe(p.type), default))
+        for step in (_step("seeds", self.seed), _step("finishes", self.finish)):
+            for p in step.params.values():
+                found.setdefault(p.name, (describe(p.type), self.params.get(p.name, None if p.required else p.default)))
+        return found
+
+    def with_params(self, params: Mapping[str, Any]) -> Method:
+        """The method with the caller's parameters; MethodError on an unknown name or a wrong type."""
+        known = self.parameters()
+        for name, value in params.items():
+            if name not in known:
+                raise MethodError(f"method {self.name!r} has no parameter {name!r}{did_you_mean(name, known)} "
+                                  f"(it has {', '.join(sorted(known))})")
+            for schema in [_rule(a.rule, a.line).params for a in self.assign] + [_step("finishes", self.finish).params]:
+                if name in schema:
+                    schema[name].check(value, f"method {self.name!r}")
+        chosen = dict(params)
+        seed = chosen.pop("seed", self.seed)
+        _step("seeds", seed)
+        lines = tuple(Assign(a.line, a.rule, a.where, {**a.params, **{k: v for k, v in chosen.items() if k in _rule(a.rule, a.line).params}})
+                      for a in self.assign)
+        return Method(self.name, lines, seed, self.finish, {**self.params, **chosen}, self.expects, self.summary, self.source)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What one layer got: the rule, its parameters, and the table line that matched. `fallback`: by strict=False."""
+
+    rule: Rule
+    params: Mapping[str, Any]
+    line: str
+    fallback: bool = False
+
+
+Plan = Mapping[str, Bound]
+
+
+# -- tables -------------------------------------------------------------------------------------------------------
+def method_names() -> list[str]:
+    """Names of the installed methods, sorted."""
+    load_rules()
+    return sorted(p.stem for folder in REGISTRY.folders for p in folder.glob("*.toml") if not p.stem.startswith("_"))
+
+
+def load_method(method: str | Path | Method) -> Method:
+    """A registered name, the path of a .toml, or a Method as it is."""
+    load_rules()
+    if isinstance(method, Method):
+        return method
+    for folder in REGISTRY.folders:
+        if (folder / f"{method}.toml").is_file() and not str(method).startswith("_"):
+            return read_method(folder / f"{method}.toml", str(method))
+    if str(method).endswith(".toml"):
+        if not Path(method).is_file():
+            raise MethodError(f"no such method file: {method}")
+        return read_method(Path(method), Path(method).stem)
+    raise MethodError(f"unknown method {str(method)!r}{did_you_mean(str(method), method_names())} "
+                      "(`graphattr methods` lists them; a path to a .toml is accepted too)")
+
+
+def read_method(path: Path, name: str) -> Method:
+    """Read and check a table; errors name the file and the line of the table."""
+    lines, defaults, head = _read(path)
+    method = Method(name, tuple(_with_defaults(a, defaults) for a in lines), head["seed"], head["finish"], defaults, head["expects"],
+                    head["summary"], head["source"])
+    _step("seeds", method.seed)
+    _step("finishes", method.finish)
+    known = method.parameters()
+    for key in defaults:
+        if key not in known:
+            raise MethodError(f"{path} [with]: no rule of this table has a parameter {key!r}{did_you_mean(key, known)}")
+    return method
+
+
+def _read(path: Path) -> tuple[list[Assign], dict[str, Any], dict[str, str]]:
+    """(lines, [with] defaults, head) of a table and of the tables it is based on."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as e:
+        raise MethodError(f"{path}: not a readable TOML table: {e}") from e
+    for key in table:
+        if key not in KEYS:
+            raise MethodError(f"{path}: unknown key {key!r}{did_you_mean(key, KEYS)}")
+    lines = [_assign(entry, f"{path.name} [[assign]] {i + 1}") for i, entry in enumerate(_tables(table.get("assign", []), path))]
+    if table.get("expects", "seed") not in EXPECTS:
+        raise MethodError(f"{path}: expects must be one of {', '.join(EXPECTS)}, not {table['expects']!r}")
+    defaults, head = dict(table.get("with", {})), {k: str(table[k]) for k in HEAD if k in table}
+    below: tuple[list[Assign], dict[str, Any], dict[str, str]] = ([], {}, dict(HEAD))
+    if "base" in table:
+        below = _read(_base(str(table["base"]), path))
+    return lines + below[0], {**below[1], **defaults}, {**below[2], **head}
+
+
+def _tables(entries: Any, path: Path) -> list[Any]:
+    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+        raise MethodError(f"{path}: 'assign' must be written as [[assign]] tables")
+    return entries
+
+
+def _base(name: str, path: Path) -> Path:
+    for folder in [path.parent, *REGISTRY.folders]:
+        if (folder / f"{name}.toml").is_file() and (folder / f"{name}.toml").resolve() != path.resolve():
+            return folder / f"{name}.toml"
+    raise MethodError(f"{path}: base {name!r} is not an installed table{did_you_mean(name, [*method_names(), '_relevance'])}")
+
+
+def _assign(entry: Mapping[str, Any], line: str) -> Assign:
+    """Check one [[assign]] table."""
+    for key in entry:
+        if key not in ("where", "rule", "with"):
+            raise MethodError(f"{line}: unknown key {key!r}{did_you_mean(key, ('where', 'rule', 'with'))}")
+    where, params = entry.get("where", {}), entry.get("with", {})
+    for key in where:
+        if key not in WHERE:
+            raise MethodError(f"{line}: unknown condition {key!r}{did_you_mean(key, WHERE)}")
+    for kind in _listed(where.get("kind", [])):
+        if kind not in KINDS:
+            raise MethodError(f"{line}: unknown kind {kind!r}{did_you_mean(kind, KINDS)}")
+    if where.get("position", "first") not in POSITIONS:
+        raise MethodError(f"{line}: position must be one of {', '.join(POSITIONS)}, not {where['position']!r}")
+    if not isinstance(entry.get("rule"), str):
+        raise MethodError(f"{line}: a line needs a rule, such as rule = \"lrp.epsilon\"")
+    rule = _rule(entry["rule"], line)
+    for key, value in params.items():
+        if key not in rule.params:
+            raise MethodError(f"{line}: rule {rule.name!r} has no parameter {key!r}{did_you_mean(key, rule.params)}")
+        rule.params[key].check(value, line)
+    return Assign(line, rule.name, dict(where), dict(params))
+
+
+def _with_defaults(a: Assign, defaults: Mapping[str, Any]) -> Assign:
+    rule = _rule(a.rule, a.line)
+    return Assign(a.line, a.rule, a.where, {**{k: v for k, v in defaults.items() if k in rule.params}, **a.params})
+
+
+def _rule(name: str, line: str) -> Rule:
+    if name not in REGISTRY.rules:
+        raise MethodError(f"{line}: unknown rule {name!r}{did_you_mean(name, REGISTRY.rules)} (`graphattr rules` lists them)")
+    return REGISTRY.rules[name]
+
+
+def _step(table: str, name: str) -> Step:
+    steps: Mapping[str, Step] = getattr(REGISTRY, table)
+    if name not in steps:
+        raise MethodError(f"unknown {table[:-1] if table == 'seeds' else 'finish'} {name!r}{did_you_mean(str(name), steps)} "
+                          f"(known: {', '.join(sorted(steps))})")
+    return steps[name]
+
+
+def _listed(v: Any) -> list[Any]:
+    return list(v) if isinstance(v, list) else [v]
+
+
+# -- plan ---------------------------------------------------------------------------------------------------------
+def plan(graph: LayerGraph, method: Method, path: Sequence[Layer], strict: bool = True) -> dict[str, Bound]:
+    """The rule of each layer on the path. What has none raises, unless strict=False falls back to the gradient and says so."""
+    matched = [(line, _matching(graph, line, method.params)) for line in method.assign]
+    bound: dict[str, Bound] = {}
+    for layer in path:
+        if layer.kind == "unknown":
+            raise UnsupportedOp(_unsupported(graph, layer, path))
+        line = next((a for a, names in matched if layer.name in names and layer.kind in REGISTRY.rules[a.rule].kinds), None)
+        if line is not None:
+            rule = REGISTRY.rules[line.rule]
+            for p in rule.params.values():
+                if p.required and p.name not in line.params:
+                    raise MethodError(f"method {method.name!r} needs a value for {p.name!r} ({describe(p.type)}): rule {rule.name!r} at layer "
+                                      f"{layer.name!r} ({line.line}) has no default; pass {p.name}=..., or --set {p.name}=...")
+            bound[layer.name] = Bound(rule, dict(line.params), line.line)
+        elif strict:
+            raise UnsupportedOp(
+                f"method {method.name!r} has no rule for layer {layer.name!r} (operator {layer.op}, kind {layer.kind}) "
+                f"on the path {_trail(path, layer)}. Add a line for it in a table of your own (base = {method.name!r}), "
+                "or pass strict=False (--no-strict) to let the plain gradient pass there; the manifest will list it")
+        else:
+            bound[layer.name] = Bound(REGISTRY.rules["gradient"], {}, "no line matched; strict=False", True)
+    return bound
+
+
+def _matching(graph: LayerGraph, line: Assign, params: Mapping[str, Any]) -> set[str]:
+    """Names of the layers that a line speaks of."""
+    where = line.where
+    if any(params.get(name) is None for name in _listed(where.get("given", []))):
+        return set()
+    found = [layer for layer in graph.layers
+             if ("kind" not in where or layer.kind in _listed(where["kind"]))
+             and ("op" not in where or layer.op in _listed(where["op"]))
+             and ("name" not in where or any(fnmatch.fnmatchcase(layer.name, p) for p in _listed(where["name"])))]
+    position = where.get("position")
+    if position == "input":
+        found = [layer for layer in found if graph.at_input(layer)]
+    elif position is not None:
+        found = found[:1] if position == "first" else found[-1:]
+    return {layer.name for layer in found}
+
+
+def _unsupported(graph: LayerGraph, layer: Layer, path: Sequence[Layer]) -> str:
+    node = layer.nodes[0]
+    domain = f"{node.domain}:" if node.domain not in ("", "ai.onnx") else ""
+    return (f"no derivative for operator {domain}{node.op} (node {layer.name!r}, opset {graph.graph.opset}), which lies on the path "
+            f"{_trail(path, layer)}. Explain an earlier tensor's effect (output=...), attribute to a later tensor (wrt=[...], "
+            f"--wrt {layer.y.name if layer.ys else '...'}), or add a derivative in graphattr/vjp")
+
+
+def _trail(path: Iterable[Layer], layer: Layer, around: int = 2) -> str:
+    names = [p.name for p in path]
+    at = names.index(layer.name)
+    shown = names[max(0, at - around):at + around + 1]
+    return " -> ".join(["..."] * (at > around) + [repr(n) for n in shown] + ["..."] * (at + around + 1 < len(names)))

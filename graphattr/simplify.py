@@ -1,0 +1,72 @@
+"""Drop what no output needs, and let one MaxPool serve both its value and its switches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+
+from .graph import Graph, Node, Value
+
+
+def prune(g: Graph) -> Graph:
+    """The same graph with only the nodes that its outputs read."""
+    needed = {v for _, v in g.outputs}
+    kept = []
+    for node in reversed(g.nodes):
+        if any(v in needed for v in node.outputs):
+            needed.update(node.uses)
+            kept.append(node)
+    return with_nodes(g, kept[::-1])
+
+
+def with_nodes(g: Graph, nodes: Sequence[Node], outputs: Iterable[tuple[str, Value]] | None = None) -> Graph:
+    """A graph with these nodes and g's inputs, outputs and names."""
+    new = dataclasses.replace(g, nodes=list(nodes), outputs=list(g.outputs if outputs is None else outputs), inputs=list(g.inputs))
+    new._names, new._counter, new._source_names = g._names, g._counter, g._source_names
+    new._producer = {v: n for n in nodes for v in n.outputs}
+    return new
+
+
+def replay(g: Graph, rewrite: Callable[[Node, tuple[Value | None, ...]], Sequence[Value] | Node | None]) -> Graph:
+    """Walk the nodes in order; `rewrite(node, inputs)` gives a node in its place, values that stand for its outputs, or None to keep it."""
+    new = with_nodes(g, [])
+    stands: dict[Value, Value] = {}
+    for node in g.nodes:
+        inputs = tuple(stands.get(v, v) if v is not None else None for v in node.inputs)
+        result = rewrite(node, inputs)
+        if result is None:
+            result = node if inputs == node.inputs else dataclasses.replace(node, inputs=inputs)
+        if isinstance(result, Node):
+            new.nodes.append(result)
+            stands.update((a, b) for a, b in zip(node.outputs, result.outputs, strict=False) if a is not b)
+        else:
+            stands.update(zip(node.outputs, result, strict=True))
+    new.outputs = [(name, stands.get(v, v)) for name, v in g.outputs]
+    new._producer = {v: n for n in new.nodes for v in n.outputs}
+    return new
+
+
+def share_pools(g: Graph) -> Graph:
+    """A MaxPool whose switches are wanted too is computed once, where it stands first."""
+    with_switches = {_key(n): n for n in g.nodes if n.op == "MaxPool" and len(n.outputs) == 2}
+    done: dict[object, tuple[Value, ...]] = {}
+
+    def rewrite(node: Node, inputs: tuple[Value | None, ...]) -> Sequence[Value] | Node | None:
+        both = with_switches.get(_key(node)) if node.op == "MaxPool" else None
+        if both is None:
+            return None
+        if _key(node) in done:
+            return done[_key(node)][:len(node.outputs)]
+        done[_key(node)] = (node.outputs[0], both.outputs[1])
+        return dataclasses.replace(node, inputs=inputs, outputs=done[_key(node)])
+
+    return replay(g, rewrite) if with_switches else g
+
+
+def _key(n: Node) -> object:
+    return n.op, n.inputs, tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in n.attrs.items()))
+
+
+def simplify(g: Graph) -> Graph:
+    """All of the above."""
+    return prune(share_pools(prune(g)))

@@ -1,0 +1,155 @@
+"""What is explained, and with respect to what: the output, its terminal activation, the target, the attributed tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .canonical import Canonical
+from .errors import TargetError, did_you_mean
+from .graph import Graph, Node, Value
+
+TERMINAL = ("Softmax", "LogSoftmax", "Sigmoid")
+LOOK_THROUGH = ("Identity", "Reshape", "Squeeze", "Flatten", "Unsqueeze", "Cast")
+Target = str | int | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The explained output: its name, the tensor y that is explained, and the terminal activation that was stripped (or '')."""
+
+    name: str
+    y: Value
+    stripped: str = ""
+
+
+# -- the output ---------------------------------------------------------------------------------------------------
+def explained_output(canonical: Canonical, output: str | None, strip: bool) -> Explained:
+    """The output to explain (default: the first float one), before its terminal Softmax, LogSoftmax or Sigmoid unless strip=False."""
+    outputs = dict(canonical.graph.outputs)
+    if output is None:
+        output = next((name for name, v in outputs.items() if v.is_float), None)
+        if output is None:
+            raise TargetError(f"no output of the model is a float tensor ({_listing(canonical.graph.outputs)}); nothing can be differentiated. "
+                              "Cut the model before the operator that makes labels or maps (ZipMap, ArgMax)")
+    if output not in outputs:
+        raise TargetError(f"the model has no output {output!r}{did_you_mean(output, outputs)} (outputs: {', '.join(outputs)})")
+    y = outputs[output]
+    if not y.is_float:
+        raise TargetError(f"output {output!r} has dtype {y.dtype or 'unknown'}; only float outputs can be explained")
+    node = _terminal(canonical.graph, y) if strip else None
+    if node is None:
+        return Explained(output, y)
+    before = node.inputs[0]
+    assert before is not None
+    return Explained(output, before, node.op)
+
+
+def _terminal(g: Graph, y: Value) -> Node | None:
+    node = g.producer(y)
+    while node is not None and node.op in LOOK_THROUGH and not node.domain and node.inputs[0] is not None:
+        node = g.producer(node.inputs[0])
+    return node if node is not None and node.op in TERMINAL and not node.domain else None
+
+
+# -- the attributed tensors ---------------------------------------------------------------------------------------
+def attributed(canonical: Canonical, wrt: str | Sequence[str] | None) -> list[Value]:
+    """The tensors to attribute to: those named, or all float inputs."""
+    if wrt is None:
+        found = [v for v in canonical.graph.inputs if v.is_float]
+        if not found:
+            raise TargetError(_integers_only(canonical))
+        return found
+    names = [wrt] if isinstance(wrt, str) else list(wrt)
+    if not names:
+        raise TargetError("wrt is empty; name at least one tensor, or leave it out for all float inputs")
+    values = [canonical.value(name) for name in dict.fromkeys(names)]
+    for v in values:
+        if not v.is_float:
+            raise TargetError(f"cannot attribute to {v.name!r}: its dtype is {v.dtype or 'unknown'}, and only floats have derivatives. "
+                              + _integers_only(canonical, start=""))
+        if v.shape is None:
+            raise TargetError(f"cannot attribute to {v.name!r}: its rank is unknown")
+    return values
+
+
+def _integers_only(canonical: Canonical, start: str = "the model has no float input. ") -> str:
+    """The message that names where integer inputs become floats."""
+    g = canonical.graph
+    reached, found = set(g.inputs), []
+    for node in g.nodes:
+        if any(v in reached for v in node.uses):
+            floats = [v for v in node.outputs if v.is_float]
+            (found.extend(floats) if floats else reached.update(node.outputs))
+    names = ", ".join(repr(v.name) for v in found[:8]) or "(none found)"
+    return (f"{start}Integer inputs become floats at {names}; attribute to one of these, such as wrt=[{found[0].name!r}]"
+            if found else f"{start}No tensor was found where integers become floats.")
+
+
+def data_roots(canonical: Canonical, wrt: Sequence[Value]) -> list[Value]:
+    """Where data enters: the tensors attributed to, and the float inputs that lead to them; other inputs count as constants."""
+    g = canonical.graph
+    leads, stack = set(wrt), list(wrt)
+    while stack:
+        node = g.producer(stack.pop())
+        for v in node.uses if node is not None else ():
+            if v not in leads:
+                leads.add(v)
+                stack.append(v)
+    return [*wrt, *(v for v in g.inputs if v.is_float and v in leads and v not in wrt)]
+
+
+# -- the target ---------------------------------------------------------------------------------------------------
+def check_target(target: Any, y: Value) -> Target:
+    """The target in its canonical form, checked against y's static shape."""
+    if isinstance(target, str):
+        if target not in ("argmax", "input", "seed"):
+            raise TargetError(f"target must be 'argmax', 'input', 'seed', an index or a tuple of indices, not {target!r}"
+                              + did_you_mean(target, ("argmax", "input", "seed")))
+        return target
+    sizes = y.shape[1:] if y.shape is not None else ()
+    if isinstance(target, (int, np.integer)) and not isinstance(target, bool):
+        entries = int(np.prod([d for d in sizes if isinstance(d, int)], dtype=np.int64)) if all(isinstance(d, int) for d in sizes) else None
+        if int(target) < 0 or (entries is not None and int(target) >= entries):
+            raise TargetError(f"target {target} is out of range: the explained output {y.name!r} has shape {y.shape}, "
+                              f"so a target is 0 to {'...' if entries is None else entries - 1}")
+        return int(target)
+    if isinstance(target, (tuple, list)) and all(isinstance(t, (int, np.integer)) for t in target):
+        if len(target) != len(sizes):
+            raise TargetError(f"target {tuple(target)} has {len(target)} indices, but the explained output {y.name!r} has "
+                              f"{len(sizes)} axes after the batch (shape {y.shape})")
+        for t, d in zip(target, sizes, strict=True):
+            if t < 0 or (isinstance(d, int) and t >= d):
+                raise TargetError(f"target {tuple(target)} is out of range for the explained output {y.name!r} of shape {y.shape}")
+        return tuple(int(t) for t in target)
+    raise TargetError(f"target must be 'argmax', 'input', 'seed', an index or a tuple of indices, not {target!r}")
+
+
+def one_hot(g: Graph, y: Value, target: Target) -> tuple[Value, Value]:
+    """(e_c of y's shape, c as int64 [N, 1]). An index out of range at run time is an error of ONNX Runtime, not a silent zero."""
+    rows = g.Slice(g.shape(y), [0], [1]) if y.rank else g.const([1], "int64")
+    flat = g.Reshape(y, g.Concat(rows, [-1], axis=0) if y.rank > 1 else [-1, 1])
+    if target == "argmax":
+        index = g.emit("ArgMax", flat, axis=1, keepdims=1)
+    elif target == "input":
+        index = g.Reshape(g.input("target", np.int64, (y.shape[0] if y.shape else 1,)), [-1, 1])
+    elif isinstance(target, int):
+        index = g.const([[target]], "int64")
+    else:
+        sizes = g.Slice(g.shape(y), [1], [2**31 - 1])
+        index = g.const(0, "int64")
+        for axis, t in enumerate(target):  # type: ignore[arg-type]
+            index = index * g.Gather(sizes, axis) + g.const(int(t), "int64")
+        index = g.Reshape(index, [1, 1])
+    column = g.Expand(index, g.Concat(rows, [1], axis=0))
+    zeros = g.ConstantOfShape(g.shape(flat), value=np.zeros(1, y.dtype))
+    ones = g.ConstantOfShape(g.shape(column), value=np.ones(1, y.dtype))
+    hot = g.emit("Reshape", g.ScatterElements(zeros, column, ones, axis=1), g.shape(y), out_shape=y.shape)
+    return hot, column
+
+
+def _listing(outputs: Sequence[tuple[str, Value]]) -> str:
+    return ", ".join(f"{name}: {v.dtype or 'not a tensor'}" for name, v in outputs)

@@ -1,0 +1,37 @@
+"""A percentile over the entries of each sample, with the index computed in whole numbers."""
+
+import math
+from fractions import Fraction
+
+from graphattr.rule import Graph, Literal, Value
+
+
+def quantile(g: Graph, t: Value, q: float, interpolation: Literal["linear", "nearest"] = "linear") -> Value:
+    """The q-th percentile of each sample of t, shape [N, 1, ...]; linear: v[lo] + frac (v[lo+1] - v[lo]) on the sorted entries.
+
+    The virtual index q (n - 1) / 100 is exact: at build time when n is static, else by int64 nodes in the graph.
+    """
+    share = Fraction(repr(float(q))) / 100
+    flat = g.Reshape(t, [0, -1])
+    size = flat.shape[1] if flat.shape is not None else None
+    entries = g.Slice(g.shape(flat), [1], [2])
+    if isinstance(size, int):
+        index = share * (size - 1)
+        low = math.floor(index)
+        low, frac = (round(index), Fraction(0)) if interpolation == "nearest" else (low, index - low)
+        keep, fraction = g.const([size - low], "int64"), g.const(float(frac), t.dtype)
+        whole = frac == 0
+    else:
+        top, bottom = g.const([share.numerator], "int64"), g.const([share.denominator], "int64")
+        product = (entries - 1) * top
+        start = product / bottom if interpolation == "linear" else (product * 2 + bottom) / (bottom * 2)
+        keep = entries - start
+        fraction = g.CastLike(g.Cast(product - start * bottom, to=11), t) / float(share.denominator)
+        whole = interpolation == "nearest"
+    largest, _ = g.TopK(flat, keep, axis=1, largest=1, sorted=1, n_outputs=2)   # v[lo:] in descending order
+    at_low = g.Slice(largest, [-1], [2**62], [1])
+    result = at_low
+    if not whole:
+        above = g.Slice(largest, g.Max(keep - 2, g.const([0], "int64")), g.Max(keep - 1, g.const([1], "int64")), [1])
+        result = at_low + fraction * (above - at_low)
+    return g.Reshape(result, [0] + [1] * (t.rank - 1))  # type: ignore[no-any-return]
