@@ -41,7 +41,7 @@ def inline(g: Graph, n: Node) -> tuple[Value, ...]:
     """The outputs of the node's function body, emitted at its inputs."""
     body = _body(g, n)
     env: dict[str, Value | None] = dict(zip(body.input, n.inputs, strict=False))
-    defaults = {a.name: a for a in body.attribute_proto}
+    defaults = {a.name: a.default_value for a in schema_of(n.op, "", g.opset).attributes.values() if a.default_value.name}
     for node in body.node:
         attrs: dict[str, Any] = {}
         for a in node.attribute:
@@ -65,26 +65,34 @@ def inline(g: Graph, n: Node) -> tuple[Value, ...]:
 def _body(g: Graph, n: Node) -> onnx.FunctionProto:
     schema = schema_of(n.op, "", g.opset)
     if schema.has_function:
-        return schema.function_body
-    node = helper.make_node(n.op, [v.name if v is not None else "" for v in n.inputs], [v.name for v in n.outputs])
-    node.attribute.extend(make_attribute(k, v, schema) for k, v in n.attrs.items())
-    types = [helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) if v is not None and v.dtype is not None
-             else onnx.TypeProto() for v in n.inputs]
-    versions = [v for v in schema.context_dependent_function_opset_versions if v <= g.opset]
-    data = schema.get_context_dependent_function_with_opset_version(
-        max(versions), node.SerializeToString(), [t.SerializeToString() for t in types])
-    return onnx.FunctionProto.FromString(data)
+        data = schema.get_function_with_opset_version(_nearest(schema.function_opset_versions, g.opset))
+    else:
+        node = helper.make_node(n.op, [v.name if v is not None else "" for v in n.inputs], [v.name for v in n.outputs])
+        node.attribute.extend(make_attribute(k, v, schema) for k, v in n.attrs.items())
+        types = [helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+                 if v is not None and v.dtype is not None else onnx.TypeProto() for v in n.inputs]
+        data = schema.get_context_dependent_function_with_opset_version(
+            _nearest(schema.context_dependent_function_opset_versions, g.opset),
+            node.SerializeToString(), [t.SerializeToString() for t in types])
+    return onnx.FunctionProto.FromString(data)  # type: ignore[no-any-return]
+
+
+def _nearest(versions: Sequence[int], opset: int) -> int:
+    """The newest body that the opset admits, else the oldest there is."""
+    return max((v for v in versions if v <= opset), default=min(versions))
 
 
 def _value(attribute: onnx.AttributeProto | None) -> Any:
     if attribute is None:
         return None
     value = helper.get_attribute_value(attribute)
+    if isinstance(value, onnx.TensorProto):
+        return onnx.numpy_helper.to_array(value)
     return value.decode() if isinstance(value, bytes) else value
 
 
 def _constant(attrs: Mapping[str, Any]) -> Any:
     key, value = next(iter(attrs.items()))
     if key == "value":
-        return onnx.numpy_helper.to_array(value)
+        return value
     return np.asarray(value, dtype="int64" if key.startswith("value_int") else "float32")

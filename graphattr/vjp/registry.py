@@ -17,6 +17,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..errors import UnsupportedOp, did_you_mean
 from ..graph import Graph, Node, Value
 from ..infer import schema_of
@@ -92,7 +94,7 @@ def pull(g: Graph, node: Node, cotangents: Sequence[Value | None], needs: Iterab
     if not many and cotangents[0] is None:
         return [None] * len(node.inputs)
     found = list(f(g, node, tuple(cotangents) if many else cotangents[0]))
-    found += [None] * (len(node.inputs) - len(found))
+    found = (found + [None] * len(node.inputs))[:len(node.inputs)]
     return [fit(g, dx, x) if dx is not None and x is not None and i in node.needs else None
             for i, (dx, x) in enumerate(zip(found, node.inputs, strict=True))]
 
@@ -130,7 +132,9 @@ def fit(g: Graph, dx: Value, x: Value) -> Value:
     """Sum dx over the axes along which x was broadcast, and give it x's dtype: the one place that knows of broadcasting."""
     if x.is_float and dx.dtype != x.dtype:
         dx = g.Cast(dx, to=_elem(x))
-    if dx.shape == x.shape or x.shape is None or dx.shape is None:
+    if dx.shape is None or x.shape is None:
+        return _reduce_at_run_time(g, dx, x) if x.is_float else dx
+    if dx.shape == x.shape:
         return dx
     lead = len(dx.shape) - len(x.shape)
     if lead > 0:
@@ -147,10 +151,14 @@ def fit(g: Graph, dx: Value, x: Value) -> Value:
 
 
 def _reduce_at_run_time(g: Graph, dx: Value, x: Value) -> Value:
-    """As `fit`, where only the run can tell which of two symbolic axes is 1."""
-    one = g.const(1, "int64")
-    broadcast = g.And(g.Equal(g.shape(x), one), g.Not(g.Equal(g.shape(dx), one)))
-    return g.emit("ReduceSum", dx, g.Reshape(g.NonZero(broadcast), [-1]), keepdims=1, noop_with_empty_axes=1, out_shape=x.shape)
+    """As `fit`, where only the run can tell which of two symbolic axes is 1, or how many axes there are."""
+    one, have, want = g.const(1, "int64"), g.shape(dx), g.shape(x)
+    if dx.shape is None or x.shape is None:
+        want = g.Concat(g.ConstantOfShape(g.Sub(g.Shape(have), g.Shape(want)), value=np.ones(1, np.int64)), want, axis=0)
+    broadcast = g.And(g.Equal(want, one), g.Not(g.Equal(have, one)))
+    dx = g.emit("ReduceSum", dx, g.Reshape(g.NonZero(broadcast), [-1]), keepdims=1, noop_with_empty_axes=1,
+                out_shape=x.shape if dx.shape is not None else None)
+    return dx if want is g.shape(x) else g.Reshape(dx, g.shape(x))
 
 
 def _elem(x: Value) -> Any:
