@@ -16,7 +16,7 @@ from graphattr.errors import RunError
 from graphattr.preprocess import PRESETS, read_input
 
 LOW, HIGH = (0 - 127) / 128, (255 - 127) / 128                      # the darkest and brightest pixel after preprocessing
-METHODS: dict[str, dict[str, float]] = {
+METHODS: dict[str, dict[str, Any]] = {
     "gradient_x_input": {},
     "guided_backprop": {},
     "lrp.epsilon_plus_flat": {},
@@ -35,7 +35,7 @@ class Prediction:
     probabilities: list[float]
 
 
-def run(out: Path) -> None:
+def run(out: Path = Path("demo-out")) -> None:
     """Explain the photos and leave pictures and explanation graphs in `out`; predictions and file names go to stdout."""
     from graphattr.render import Row, grid, panel, reduce_channels, reduction, save_png
 

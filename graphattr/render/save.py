@@ -17,7 +17,7 @@ def save_png(image: Image.Image, path: str | Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}.", suffix=".png", delete=False) as file:
             temporary = Path(file.name)
-            image.save(file, "PNG", optimize=True)
+            image.save(file, "PNG")
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as e:

@@ -57,3 +57,18 @@ def test_pickles_are_refused(tmp_path):
 def test_no_such_class():
     with pytest.raises(GraphattrError, match="no class 1000"):
         class_name(1000)
+
+
+@pytest.mark.slow
+def test_demo_leaves_what_it_promises(tmp_path, capsys):
+    from graphattr.demo import run as demo
+    from graphattr.demo.run import METHODS
+
+    demo(tmp_path / "out")
+    said = capsys.readouterr()
+    assert "espresso" in said.out
+    assert "explaining" in said.err
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {"grid.png", *(f"{p}.{m}.png" for p in ("cat", "coffee") for m in METHODS),
+                     *(f"efficientnet_lite0.{m}.onnx" for m in METHODS)}
+    assert all(str(n) in said.out.replace("\n", "") for n in names)
