@@ -1,5 +1,6 @@
 """Abuse of graphattr.source.read: each case ends in ModelError that names the culprit."""
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -51,8 +52,10 @@ def test_reads_path_bytes_and_proto(tmp_path):
     for given_ in (path, str(path), path.read_bytes(), bytearray(path.read_bytes()), m):
         assert read(given_).model == m
     assert read(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest() == read(path.read_bytes()).sha256
-    assert read(path).folder == tmp_path and read(path).path == path
-    assert read(m).model is m and read(m).folder is None
+    assert read(path).folder == tmp_path
+    assert read(path).path == path
+    assert read(m).model is m
+    assert read(m).folder is None
 
 
 def test_refuses_what_is_no_model(tmp_path):
@@ -132,7 +135,8 @@ def branch(name, output):
                              [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)])
 
 
-@pytest.mark.parametrize(("inner", "words"), [("x", None), ("w", None), ("nowhere", ["'nowhere'", "body_e", "Neg"]), ("y", ["cycle"])])
+@pytest.mark.parametrize(("inner", "words"), [
+    ("x", None), ("w", None), ("nowhere", ["'nowhere'", "body_e", "Neg"]), ("y", ["cycle"])])
 def test_looks_into_bodies(inner, words):
     node = helper.make_node("If", ["c"], ["y"], then_branch=branch("x", "t"), else_branch=branch(inner, "e"), name="choice")
     m = model([node], weights={"c": np.array(True), "w": np.ones(2, np.float32)})
@@ -243,7 +247,8 @@ def test_array_of_every_type(tmp_path, name, how):
         t = TensorProto(name="w", data_type=kind, dims=[5], data_location=TensorProto.EXTERNAL)
         t.external_data.add(key="location", value="w.bin")
     got = array_of(t, tmp_path)
-    assert got.dtype == want.dtype and got.shape == want.shape
+    assert got.dtype == want.dtype
+    assert got.shape == want.shape
     assert got.tolist() == want.tolist()
 
 
@@ -251,10 +256,8 @@ VALID = model().SerializeToString()
 
 
 def loads_or_refuses(data):
-    try:
+    with contextlib.suppress(ModelError):
         assert read(data).model.graph.node
-    except ModelError:
-        pass
 
 
 @settings(max_examples=300, deadline=None)
