@@ -227,9 +227,8 @@ def power(g: Graph, n: Node, dy: Value) -> tuple[Value | None, ...]:
 @vjp("Max", "Min")
 def extremum(g: Graph, n: Node, dy: Value) -> tuple[Value, ...]:
     """The first operand equal to y takes dy, element by element."""
-    *first, last = operands(n)
     dxs = []
-    for x in first:
+    for x in operands(n)[:-1]:
         wins = g.Equal(x, n.outputs[0])
         dxs.append(g.Where(wins, dy, 0.0))
         dy = g.Where(wins, 0.0, dy)

@@ -52,7 +52,8 @@ def inline(g: Graph, n: Node) -> tuple[Value, ...]:
             else:
                 attrs[a.name] = _value(a)
         if node.domain not in ("", "ai.onnx"):
-            raise UnsupportedOp(f"the function body of {n.op} (node {n.name!r}) uses {node.domain}:{node.op_type}, which has no derivative")
+            raise UnsupportedOp(
+                f"the function body of {n.op} (node {n.name!r}) uses {node.domain}:{node.op_type}, which has no derivative")
         if node.op_type == "Constant":
             env[node.output[0]] = g.const(_constant(attrs))
             continue

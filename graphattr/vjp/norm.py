@@ -41,7 +41,8 @@ def lp_normalization(g: Graph, n: Node, dy: Value) -> tuple[Value, ...]:
 
 @vjp("LRN")
 def lrn(g: Graph, n: Node, dy: Value) -> tuple[Value, ...]:
-    """y = x d^-beta, d = bias + alpha/size S x^2, S sums over a window of channels: dx = u - 2 alpha beta/size x S'(u x / d), u = dy d^-beta."""
+    """y = x d^-beta, d = bias + alpha/size S x^2, where S sums over a window of channels:
+    dx = u - 2 alpha beta/size x S'(u x / d) with u = dy d^-beta."""
     (x,), size = operands(n), n.attrs["size"]
     alpha, beta, bias = n.attrs.get("alpha", 1e-4), n.attrs.get("beta", 0.75), n.attrs.get("bias", 1.0)
     lag = np.subtract.outer(np.arange(x.dim(1)), np.arange(x.dim(1)))

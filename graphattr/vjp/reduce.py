@@ -132,7 +132,8 @@ def flattened(g: Graph, x: Value, axes: list[int]) -> Value:
 def unflattened(g: Graph, v: Value, x: Value, axes: list[int]) -> Value:
     """The inverse of `flattened`."""
     perm = [a for a in range(x.rank) if a not in axes] + axes
-    return g.Transpose(g.Reshape(v, g.shape(g.Transpose(x, perm=perm))), perm=list(map(perm.index, range(x.rank))))  # type: ignore[no-any-return]
+    v = g.Reshape(v, g.shape(g.Transpose(x, perm=perm)))
+    return g.Transpose(v, perm=[perm.index(a) for a in range(x.rank)])  # type: ignore[no-any-return]
 
 
 @vjp("ReduceMax", "ReduceMin")

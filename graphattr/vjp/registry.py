@@ -41,7 +41,7 @@ def vjp(*ops: str, many: bool = False) -> Callable[[Vjp], Vjp]:
     """Register the function below as the VJP of these operators."""
     def register(f: Vjp) -> Vjp:
         for op in ops:
-            assert op not in VJPS and op not in CONSTANT, f"two derivatives for {op}"
+            assert op not in {*VJPS, *CONSTANT}, f"two derivatives for {op}"
             VJPS[op] = f
             if many:
                 MANY.add(op)
@@ -144,8 +144,7 @@ def fit(g: Graph, dx: Value, x: Value) -> Value:
     axes = [i for i, (d, s) in enumerate(pairs) if s == 1 and d != 1]
     if axes:
         dx = g.ReduceSum(dx, axes, keepdims=1)
-    if any(d != s and isinstance(s, str) and not isinstance(d, int | None) or (isinstance(s, str) and isinstance(d, int) and d != 1)
-           for i, (d, s) in enumerate(pairs) if i not in axes):
+    if any(isinstance(s, str) and d not in (s, 1, None) for d, s in pairs):
         dx = _reduce_at_run_time(g, dx, x)
     return dx
 

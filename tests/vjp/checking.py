@@ -91,7 +91,8 @@ def check_case(c: Case, opset: int) -> None:
     for y in ys:
         assert np.isfinite(y).all(), f"{c}: the forward value is not finite; choose other inputs"
     feeds = x | {n: np.asarray(rng.standard_normal(y.shape), y.dtype) for n, y in zip(tapes.dy_names, ys, strict=True)}
-    feeds |= {n: np.asarray(rng.standard_normal(c.arrays[i].shape), c.dtype) for n, i in zip(tapes.u_names, c.floats, strict=True)}
+    for name, i in zip(tapes.u_names, c.floats, strict=True):
+        feeds[name] = np.asarray(rng.standard_normal(c.arrays[i].shape), c.dtype)
     gradient = Runner(tapes.outputs(1))
     found = gradient(feeds)
     for i, dx in zip(c.floats, found, strict=True):
@@ -109,7 +110,8 @@ def check_case(c: Case, opset: int) -> None:
         for order in range(1, c.order + 1):
             static, symbolic = (Runner(t.outputs(order))(feeds) for t in (tapes, Tapes(c, opset, dynamic=True)))
             for name, a, b in zip(names if order > 1 else tapes.wrt_names, static, symbolic, strict=True):
-                np.testing.assert_allclose(b, a, rtol=c.tolerance, atol=c.tolerance, err_msg=f"{c} with symbolic N, order {order}, {name}")
+                message = f"{c} with symbolic N, order {order}, {name}"
+                np.testing.assert_allclose(b, a, rtol=c.tolerance, atol=c.tolerance, err_msg=message)
     check_single_precision(c, opset, feeds, found)
 
 
@@ -139,7 +141,8 @@ def check_single_precision(c: Case, opset: int, feeds: dict[str, Array], found: 
         return
     got = Runner(tapes.outputs(1), only_ort=True)(single)
     for name, a, b in zip(tapes.wrt_names, found, got, strict=True):
-        np.testing.assert_allclose(b, a, rtol=1e-2, atol=1e-3 * max(1.0, float(np.abs(a).max(initial=0))), err_msg=f"{c} float32 {name}")
+        scale = max(1.0, float(np.abs(a).max(initial=0)))
+        np.testing.assert_allclose(b, a, rtol=1e-2, atol=1e-3 * scale, err_msg=f"{c} float32 {name}")
 
 
 class Tapes:
@@ -149,7 +152,8 @@ class Tapes:
         dtype = dtype or c.dtype
         g = self.graph = Graph(opset)
         shapes = [("N", *a.shape[1:]) if dynamic and i in c.dynamic and a.ndim else a.shape for i, a in enumerate(c.arrays)]
-        xs = [g.input(f"x{i}", dtype if a.dtype.kind == "f" else a.dtype, s) for i, (a, s) in enumerate(zip(c.arrays, shapes, strict=True))]
+        xs = [g.input(f"x{i}", dtype if a.dtype.kind == "f" else a.dtype, s)
+              for i, (a, s) in enumerate(zip(c.arrays, shapes, strict=True))]
         made = c.build(g, *xs)
         self.forward: list[Node] = list(g.nodes)
         ys = [y for y in (made if isinstance(made, (tuple, list)) else [made]) if y is not None and y.is_float]
@@ -250,12 +254,12 @@ class Runner:
 
 
 def gradient(build: Callable[..., Any], *arrays: Any, dy: Any = None, opset: int = 17) -> list[Array]:
-    """The pullback of dy (default: ones) at given inputs, for exact tests at ties and kinks."""
+    """The pullback of dy (an array, a tuple of them, or ones) at given inputs, for exact tests at ties and kinks."""
     c = case("gradient", build, *arrays, order=1)
     tapes = Tapes(c, opset)
     feeds = dict(zip(tapes.x_names, c.arrays, strict=True))
     ys = Runner(tapes.outputs(0))(feeds)
-    given = [np.ones_like(y) for y in ys] if dy is None else [np.asarray(d, np.float64) for d in (dy if isinstance(dy, tuple) else (dy,))]
+    given = [np.ones_like(y) for y in ys] if dy is None else list(dy) if isinstance(dy, tuple) else [dy]
     return Runner(tapes.outputs(1))(feeds | dict(zip(tapes.dy_names, given, strict=True)))
 
 

@@ -11,6 +11,7 @@ from graphattr.infer import schema_of
 from graphattr.vjp import CONSTANT, VJPS
 from tests.vjp.checking import Case, check, emitted
 
+Traced = list[tuple[Case, int, set[str], set[str]]]  # (case, opset, operators of the case, operators its derivatives emit)
 MODULES = [p.stem for p in sorted(pathlib.Path(__file__).parent.glob("test_*.py")) if p.stem != "test_closed"]
 
 
@@ -19,20 +20,19 @@ def cases() -> list[Case]:
 
 
 @pytest.fixture(scope="module")
-def traced() -> list[tuple[Case, int, set[str], set[str]]]:
-    """(case, opset, operators of the case, operators its derivatives emit)."""
+def traced() -> Traced:
     return [(c, opset, *emitted(c, opset)) for c in cases() for opset in c.opsets]
 
 
-def test_every_emitted_operator_has_a_derivative_or_is_said_to_have_none(traced: list[tuple[Case, int, set[str], set[str]]]) -> None:
+def test_every_emitted_operator_has_a_derivative_or_is_said_to_have_none(traced: Traced) -> None:
     def known(op: str, opset: int) -> bool:
         schema = schema_of(op, "", opset)
-        return op in VJPS or op in CONSTANT or (schema is not None and (schema.has_function or schema.has_context_dependent_function))
+        return op in VJPS or op in CONSTANT or bool(schema and (schema.has_function or schema.has_context_dependent_function))
     open_ends = {op: c.name for c, opset, _, ops in traced for op in ops if not known(op, opset)}
     assert not open_ends
 
 
-def test_every_derivative_is_checked_to_second_order(traced: list[tuple[Case, int, set[str], set[str]]]) -> None:
+def test_every_derivative_is_checked_to_second_order(traced: Traced) -> None:
     straight_through = {"QuantizeLinear", "DequantizeLinear"}  # not the derivative of their values; checked exactly
     checked = {op for c, _, ops, _ in traced if c.order > 1 for op in ops}
     assert set(VJPS) - checked - straight_through == set()

@@ -21,20 +21,22 @@ def unary(op: str, low: float = -2.0, high: float = 2.0, **attrs: Any) -> Case:
 
 
 CASES = [
-    *(unary(op) for op in ["Relu", "LeakyRelu", "Elu", "Selu", "HardSigmoid", "Sigmoid", "Tanh", "Softplus", "Softsign", "Erf", "Exp",
-                           "Abs", "Neg", "Sin", "Cos", "Atan", "Sinh", "Cosh", "Asinh", "Identity"]),
+    *(unary(op) for op in ["Relu", "LeakyRelu", "Elu", "Selu", "HardSigmoid", "Sigmoid", "Tanh", "Softplus", "Softsign", "Erf",
+                           "Exp", "Abs", "Neg", "Sin", "Cos", "Atan", "Sinh", "Cosh", "Asinh", "Identity"]),
     *(unary(op, -0.9, 0.9) for op in ["Asin", "Acos", "Atanh", "Tan"]),
     *(unary(op, 0.3, 2) for op in ["Log", "Sqrt", "Reciprocal"]),
     unary("Acosh", 1.2, 3),
     unary("LeakyRelu", alpha=0.25), unary("Elu", alpha=1.5), unary("Selu", alpha=1.5, gamma=0.75),
-    unary("ThresholdedRelu"), unary("ThresholdedRelu", alpha=0.25), unary("HardSigmoid", alpha=0.5, beta=0.25), unary("HardSwish", -5, 5),
+    unary("ThresholdedRelu"), unary("ThresholdedRelu", alpha=0.25),
+    unary("HardSigmoid", alpha=0.5, beta=0.25), unary("HardSwish", -5, 5),
     case("Mish", lambda g, x: g.Mish(x), draw(3, 4, low=-5, high=5), opsets=(18, 22)),
     case("Gelu", lambda g, x: g.Gelu(x), draw(3, 4, low=-4, high=4), opsets=(20,)),
     case("Gelu tanh", lambda g, x: g.Gelu(x, approximate="tanh"), draw(3, 4, low=-4, high=4), opsets=(20,)),
     case("Swish", lambda g, x: g.Swish(x), draw(3, 4, low=-4, high=4), opsets=(24,)),
     case("Swish alpha", lambda g, x: g.Swish(x, alpha=1.5), draw(3, 4, low=-4, high=4), opsets=(24,)),
     case("Celu", lambda g, x: g.Celu(x, alpha=1.5), draw(3, 4), dtype=np.float32),
-    case("Shrink, by its body", lambda g, x: g.Shrink(x, lambd=0.5, bias=0.25), [[-2.0, -1.0, -0.2], [0.1, 0.3, 1.5]], dtype=np.float32),
+    case("Shrink, by its body", lambda g, x: g.Shrink(x, lambd=0.5, bias=0.25), [[-2.0, -1.0, -0.2], [0.1, 0.3, 1.5]],
+         opsets=(17, 18), dtype=np.float32),
     case("PRelu", lambda g, x, slope: g.PRelu(x, slope), draw(2, 3, 4), draw(3, 1)),
     case("PRelu full", lambda g, x, slope: g.PRelu(x, slope), draw(2, 3), draw(2, 3)),
     case("Clip", lambda g, x: g.Clip(x, -0.5, 0.75), draw(3, 4)),
@@ -65,8 +67,10 @@ CASES = [
     case("Dropout", lambda g, x: g.Dropout(x, 0.5), draw(3, 4)),
     case("Dropout with mask", lambda g, x: g.emit("Dropout", x, 0.5, g.const(False), n_outputs=2), draw(3, 4)),
 ]
-CASES += [case(f"{op} at a new opset", lambda g, *x, op=op: g.emit(op, *x), *[draw(2, 3, low=0.3, high=0.9)] * inputs, opsets=(23,))
-          for op, inputs in [("Elu", 1), ("HardSwish", 1), ("Identity", 1), ("Softplus", 1), ("Atanh", 1), ("Dropout", 1), ("PRelu", 2)]]
+ARITY = {"Elu": 1, "HardSwish": 1, "Identity": 1, "Softplus": 1, "Atanh": 1, "Dropout": 1, "PRelu": 2, "Pow": 2, "Clip": 1,
+         "Max": 2, "Mean": 3}
+CASES += [case(f"{op} at a new opset", lambda g, *x, op=op: g.emit(op, *x), *(draw(2, 3, low=0.3, high=0.9) for _ in range(k)),
+               opsets=(21, 23)) for op, k in ARITY.items()]
 
 
 @pytest.mark.parametrize(("c", "opset"), rows(CASES))
@@ -96,7 +100,8 @@ def test_kinks_and_extremes(op: str, attrs: dict[str, Any], x: list[float], slop
     np.testing.assert_allclose(gradient(lambda g, x: g.emit(op, x, **attrs), np.array(x, float))[0], slope, atol=1e-7)
 
 
-@pytest.mark.parametrize(("op", "opset", "attrs"), [("Gelu", 20, {}), ("Gelu", 20, {"approximate": "tanh"}), ("Mish", 18, {}), ("Swish", 24, {})])
+@pytest.mark.parametrize(("op", "opset", "attrs"), [
+    ("Gelu", 20, {}), ("Gelu", 20, {"approximate": "tanh"}), ("Mish", 18, {}), ("Swish", 24, {})])
 def test_activations_far_out(op: str, opset: int, attrs: dict[str, Any]) -> None:
     x = np.array([-60000.0, -100, 100, 60000])
     np.testing.assert_allclose(gradient(lambda g, x: g.emit(op, x, **attrs), x, opset=opset)[0], [0, 0, 1, 1], atol=1e-7)

@@ -38,12 +38,13 @@ CASES = [
       for op in OPS for axes, keep in [([1], 1), ([-1, 0], 0)]),
     *(case(f"{op} of all", reduce(op, None), data(op, 3, 4), opsets=(17, 21)) for op in OPS),
     *(case(f"{op} of all, keepdims=0", reduce(op, None, keepdims=0), data(op, 3, 4)) for op in OPS),
-    *(case(f"{op} without axes as a no-operation", reduce(op, [], noop_with_empty_axes=1, keepdims=0), data(op, 3, 4), opsets=(18, 23))
-      for op in OPS),
+    *(case(f"{op} without axes as a no-operation", reduce(op, [], noop_with_empty_axes=1, keepdims=0), data(op, 3, 4),
+           opsets=(18, 23)) for op in OPS),
     *(case(f"{op} of a vector", reduce(op, [0], keepdims=0), data(op, 4), opsets=(18,)) for op in OPS),
     *(case(f"{op} of the middle", reduce(op, [1, 2], keepdims=1), data(op, 2, 2, 3, 2), opsets=(18,)) for op in OPS),
-    *(case(f"{op} over axes of the run", lambda g, x, axes, op=op: g.emit(op, x, axes), data(op, 3, 4), np.array([1]), opsets=(18,), dynamic=())
-      for op in OPS if op not in ("ReduceMax", "ReduceMin", "ReduceProd")),
+    *(case(f"{op} over axes of the run, keepdims={keep}", lambda g, x, axes, op=op, keep=keep: g.emit(op, x, axes, keepdims=keep),
+           data(op, 3, 4), np.array([1]), opsets=(18,))
+      for op in OPS if op not in ("ReduceMax", "ReduceMin", "ReduceProd") for keep in (0, 1)),
     case("ReduceSum as a no-operation", reduce("ReduceSum", [], noop_with_empty_axes=1), draw(3, 4)),
     case("ReduceProd with a zero", reduce("ReduceProd", [1]), [[1.5, 0.0, -2.0], [0.5, 2.0, 3.0]]),
     case("ReduceProd with zeros", reduce("ReduceProd", [1]), [[1.5, 0.0, 0.0], [0.0, 0.0, 0.0]]),
