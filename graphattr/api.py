@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
 
-from .attribute import LEDGER_COLUMNS, Request, Written, attribute, start
+from .attribute import LEDGER_COLUMNS, Request, Written, attribute, plan_of, start
 from .canonical import Canonical, canonicalise
-from .errors import MethodError
-from .export import Explanation, export, name_outputs, shape_text
+from .errors import MethodError, TargetError
+from .export import Explanation, export, name_outputs
 from .graph import Graph, Value
 from .infer import schema_of
 from .layers import LayerGraph, to_layers
@@ -26,7 +25,6 @@ from .targets import Target, attributed, check_target, data_roots, explained_out
 from .version import __version__
 from .vjp import CONSTANT, VJPS
 
-log = logging.getLogger(__name__)
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
 MethodLike = str | os.PathLike[str] | Method
 
@@ -47,11 +45,23 @@ def convert(model: Model, method: MethodLike | Sequence[MethodLike] = "lrp.epsil
 
     Raises ModelError, UnsupportedOp, MethodError, TargetError; all are GraphattrError.
     """
+    *_, (_, explanation) = street(model, method, target, output, wrt, fitted, strict, delta, ledger, strip, rules, **params)
+    assert isinstance(explanation, Explanation)
+    return explanation
+
+
+def street(model: Model, method: MethodLike | Sequence[MethodLike] = "lrp.epsilon_plus_flat", target: Any = "argmax", output: str | None = None,
+           wrt: str | Sequence[str] | None = None, fitted: Any = None, strict: bool = True, delta: bool = False, ledger: bool = False,
+           strip: bool = True, rules: Sequence[str | os.PathLike[str]] = (), **params: Any) -> Iterator[tuple[str, Any]]:
+    """`convert`, stage by stage: yields (stage, value) from "load" to "export"."""
     load_rules([os.fspath(r) for r in rules])
     if fitted is not None:
         raise MethodError("fitted= was given, but no installed method has learned parameters")
     chosen = _methods(method, params)
-    canonical = canonicalise(read(model), fold_bn=params.get("bn", "affine") != "pass")
+    source = read(model)
+    yield "load", source
+    canonical = canonicalise(source, fold_bn=params.get("bn", "affine") != "pass")
+    yield "canonicalise", canonical
     explained = explained_output(canonical, output, strip)
     tensors = attributed(canonical, wrt)
     aim = check_target(target, explained.y)
@@ -60,14 +70,19 @@ def convert(model: Model, method: MethodLike | Sequence[MethodLike] = "lrp.epsil
     _check_input_names(canonical.graph, aim, tensors, params)
     request = Request(explained, tensors, aim, strict, delta, ledger, wrt is not None)
     graph = to_layers(canonical.graph, data_roots(canonical, tensors), [*tensors, explained.y])
+    yield "layers", graph
+    plans = [plan_of(graph, m, request) for m in chosen]
+    yield "plan", {f"{m.name}: {layer}" if len(chosen) > 1 else layer: b for m, p in zip(chosen, plans, strict=True) for layer, b in p.items()}
     begin = start(graph.graph, request)
-    written = [attribute(graph, m, request, begin) for m in chosen]
+    written = [attribute(graph, m, p, request, begin) for m, p in zip(chosen, plans, strict=True)]
     added = _outputs(written, request)
     name_outputs(canonical.graph, added)
-    manifest = _manifest(canonical, graph, request, written, dict(added), begin[1], params)
-    ready = lower(simplify(canonical.graph))
-    log.debug("%d nodes in the source, %d in the explanation", len(canonical.model.graph.node), len(ready.nodes))
-    return export(ready, canonical.source, canonical.model, manifest)
+    yield "backward", canonical.graph
+    slim = simplify(canonical.graph)
+    yield "simplify", slim
+    fast = lower(slim)
+    yield "lower", fast
+    yield "export", export(fast, source, canonical.model, _manifest(canonical, graph, request, written, begin[1], params))
 
 
 def explain(model: Model | Explanation, inputs: Any, method: MethodLike = "lrp.epsilon_plus_flat", target: Any = "argmax",
@@ -99,7 +114,6 @@ def _methods(method: MethodLike | Sequence[MethodLike], params: Mapping[str, Any
 
 
 def _check_input_names(g: Graph, target: Target, wrt: Sequence[Value], params: Mapping[str, Any]) -> None:
-    from .errors import TargetError
     ours = [str(target)] if target in ("input", "seed") else []
     ours = ["target" if n == "input" else n for n in ours] + ([f"{v.name}_baseline" for v in wrt] if params.get("baselines") == "input" else [])
     taken = {v.name for v in g.inputs} | {v.name for n in g.nodes for v in n.outputs}
@@ -121,7 +135,7 @@ def _outputs(written: Sequence[Written], request: Request) -> list[tuple[str, Va
     return added
 
 
-def _manifest(canonical: Canonical, graph: LayerGraph, request: Request, written: Sequence[Written], added: Mapping[str, Value],
+def _manifest(canonical: Canonical, graph: LayerGraph, request: Request, written: Sequence[Written],
               index: Value | None, params: Mapping[str, Any]) -> dict[str, Any]:
     """What was done: enough to know, without graphattr, what each added output means and which rule each layer got."""
     several = len(written) > 1
@@ -205,5 +219,3 @@ def operators(opset: int = 22) -> list[dict[str, Any]]:
         found.append({"name": name, "derivative": status, "since": schema.since_version if schema is not None else None})
     return found
 
-
-__all__ = ["convert", "explain", "inspect", "methods", "operators", "rules", "shape_text", "verify"]

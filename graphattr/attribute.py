@@ -11,7 +11,7 @@ from .errors import MethodError, TargetError
 from .fn import reapply
 from .graph import Graph, Value
 from .layers import LayerGraph
-from .method import Bound, Method, plan
+from .method import Bound, Method, Plan, plan
 from .rule import REGISTRY, per_sample_sum
 from .targets import Explained, Target, one_hot
 from .vjp import total
@@ -52,20 +52,30 @@ def start(g: Graph, request: Request) -> tuple[Value, Value | None]:
     return one_hot(g, y, request.target)
 
 
-def attribute(graph: LayerGraph, method: Method, request: Request, begin: tuple[Value, Value | None]) -> Written:
-    """Append one method's backward pass to the graph."""
-    g, y = graph.graph, request.explained.y
-    path = graph.between(request.wrt, [y])
-    reached = {x for layer in path for x in layer.xs} | {y}
-    missing = [v.name for v in request.wrt if v not in reached]
+def plan_of(graph: LayerGraph, method: Method, request: Request) -> Plan:
+    """The rule of each layer between the attributed tensors and the explained one; TargetError when there is no such layer."""
+    missing = _unaffected(graph, request)
     if len(missing) == len(request.wrt) or (missing and request.all_needed):
         raise TargetError(f"the explained output {request.explained.name!r} does not depend on {', '.join(map(repr, missing))} through any "
                           "operator with a derivative, so there is nothing to attribute; choose another output or wrt")
-    rules = plan(graph, method, path, request.strict)
+    return plan(graph, method, graph.between(request.wrt, [request.explained.y]), request.strict)
+
+
+def _unaffected(graph: LayerGraph, request: Request) -> list[str]:
+    """Attributed tensors that do not influence the explained output."""
+    y = request.explained.y
+    reached = {x for layer in graph.between(request.wrt, [y]) for x in layer.xs} | {y}
+    return [v.name for v in request.wrt if v not in reached]
+
+
+def attribute(graph: LayerGraph, method: Method, rules: Plan, request: Request, begin: tuple[Value, Value | None]) -> Written:
+    """Append one method's backward pass to the graph."""
+    g, y = graph.graph, request.explained.y
+    path = graph.between(request.wrt, [y])
     entries: list[Entry] | None = [] if request.ledger else None
     seeds = _seeds(g, method, y, begin, request.target)
     passes = [backward(graph, rules, path, {y: r}, request.wrt, entries) for r in seeds]
-    written = Written(method, {}, rules, unaffected=missing)
+    written = Written(method, {}, rules, unaffected=_unaffected(graph, request))
     references: dict[Value, Value] = {}
     for x in request.wrt:
         maps = tuple(p[x] if x in p else x * 0.0 for p in passes)
@@ -135,4 +145,4 @@ def _ledger(g: Graph, y: Value, entries: Sequence[Entry]) -> Value:
         sums = [total(g, [g.ReduceSum(g.Reshape(v, g.Concat(rows, [-1], axis=0)), [1], keepdims=1) for v in column]) for column in columns]
         zero = sums[0] * 0.0 if sums[0] is not None else None
         lines.append(g.Unsqueeze(g.Concat(*[s if s is not None else zero for s in sums], axis=1), [1]))
-    return g.Cast(g.Concat(*lines, axis=1), to=1)  # type: ignore[no-any-return]
+    return g.Cast(g.Concat(*lines, axis=1), to=1)

@@ -114,7 +114,7 @@ def fold_scales_forward(table: Table) -> None:
         if np.any(a != 1):
             set_constant(table, linear, weight_index(linear, table), scaled(linear, w, a))
         if bias is not None:
-            set_constant(table, bias, constant_index(table, bias), (a * b + c).astype(w.dtype))
+            set_constant(table, bias, constant_index(table, bias) or 0, (a * b + c).astype(w.dtype))
         elif linear.op == "MatMul":
             if np.any(c != 0):
                 keep_shift(table, node, c.astype(w.dtype))

@@ -59,23 +59,25 @@ class Site:
         if len(self.layer.nodes) == 2:
             add = self.layer.nodes[1]
             z = self._emit(node)
-            return self.g.Add(*(z if v is main.outputs[0] else b for v in add.inputs))  # type: ignore[no-any-return]
+            return self.g.Add(*(z if v is main.outputs[0] else b for v in add.inputs))
         return self._emit(dataclasses.replace(node, inputs=(*node.inputs, b))) if main.op != "Einsum" else self._emit(node) + b
 
-    def vjp(self, r: Value | Sequence[Value | None], x: Value | None = None, w: Value | None = None) -> Out:
-        """r pulled back through the layer at (x, w): the cotangent of x, or of every data input when there are several."""
+    def vjp(self, r: Value, x: Value, w: Value | None = None) -> Value:
+        """r pulled back through a linear layer at (x, w): the cotangent of x."""
+        made = self.g.producer(self._emit(self._linear(x, self.w if w is None else w)))
+        assert made is not None
+        found = pull(self.g, made, [r], [self._data_at])[self._data_at]
+        assert found is not None
+        return found
+
+    def vjps(self, r: Out | Sequence[Value | None]) -> tuple[Value, ...]:
+        """r pulled back through the layer as it stands: the cotangents of its data inputs, zeros where none arrives."""
         if self.layer.kind == "linear":
-            node = self._linear(self.x if x is None else x, self.w if w is None else w)
-            at = self._data_at
-            made = self.g.producer(self._emit(node))
-            assert made is not None
-            found = pull(self.g, made, [r if isinstance(r, Value) else r[0]], [at])[at]
-            assert found is not None
-            return found
+            assert isinstance(r, Value)
+            return (self.vjp(r, self.x),)
         seeds = dict(zip(self.layer.ys, [r] if isinstance(r, Value) else r, strict=False))
-        grads = pullback(self.g, {y: v for y, v in seeds.items() if v is not None}, self.xs, self.layer.nodes)
-        found_all = tuple(grads.get(v) if grads.get(v) is not None else v * 0.0 for v in self.xs)
-        return found_all[0] if len(found_all) == 1 else found_all  # type: ignore[return-value]
+        found = pullback(self.g, {y: v for y, v in seeds.items() if v is not None}, self.xs, self.layer.nodes)
+        return tuple(found[x] if x in found else x * 0.0 for x in self.xs)
 
     def absorbed(self, **shares: Callable[[], Value]) -> None:
         """Note in the ledger what is kept back here (bias=..., stabiliser=...); each share has the layer output's shape."""

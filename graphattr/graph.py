@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, overload
 
 import numpy as np
 import onnx
@@ -30,6 +30,15 @@ class Stored(Protocol):
     """A tensor that is read only when somebody looks at it (external data, initialisers in the file)."""
 
     def array(self) -> Array: ...
+
+
+class Emit(Protocol):
+    """`g.Conv`: emit one node; its output, or a tuple of them when `n_outputs` is given."""
+
+    @overload
+    def __call__(self, *inputs: Operand, n_outputs: Literal[1] = 1, out_shape: Shape | None = None, **attrs: Attr) -> Value: ...
+    @overload
+    def __call__(self, *inputs: Operand, n_outputs: int, out_shape: Shape | None = None, **attrs: Attr) -> tuple[Value, ...]: ...
 
 
 @dataclass(frozen=True, eq=False, slots=True, repr=False)
@@ -199,12 +208,19 @@ class Graph:
         return value.graph._producer.get(value)
 
     # -- nodes ------------------------------------------------------------------------------------------------
-    def __getattr__(self, op: str) -> Callable[..., Any]:
+    def __getattr__(self, op: str) -> Emit:
         if op[:1].isupper():
             return functools.partial(self.emit, op)
         raise AttributeError(op)
 
-    def emit(self, op: str, *inputs: Operand, n_outputs: int = 1, out_shape: Shape | None = None, **attrs: Attr) -> Any:
+    @overload
+    def emit(self, op: str, *inputs: Operand, n_outputs: Literal[1] = 1, out_shape: Shape | None = None, **attrs: Attr) -> Value: ...
+    @overload
+    def emit(self, op: str, *inputs: Operand, n_outputs: int, out_shape: Shape | None = None,
+             **attrs: Attr) -> tuple[Value, ...]: ...
+
+    def emit(self, op: str, *inputs: Operand, n_outputs: int = 1, out_shape: Shape | None = None,
+             **attrs: Attr) -> Value | tuple[Value, ...]:
         """Append `op` and return its output, or a tuple when `n_outputs` > 1. `out_shape` fills in what inference leaves open."""
         values = self._coerce(op, inputs)
         attrs = {k: v for k, v in attrs.items() if v is not None}

@@ -244,7 +244,7 @@ def _elementwise(f: Any) -> Any:
     def apply(args: list[Any], attrs: Mapping[str, Any]) -> Content:
         a, b = args
         if not isinstance(a, tuple) and not isinstance(b, tuple):
-            return f(a, b)  # type: ignore[no-any-return]
+            return f(a, b)
         a, b = _tuple(a), _tuple(b)
         n = max(len(a), len(b))
         a, b = (a * n if len(a) == 1 else a), (b * n if len(b) == 1 else b)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from .errors import MethodError, UnsupportedOp, did_you_mean
-from .graph import Value
 from .layers import Layer, LayerGraph
 from .rule import KINDS, REGISTRY, Rule, Step, describe, load_rules
 

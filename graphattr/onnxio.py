@@ -55,7 +55,7 @@ class Table:
 
     @property
     def opset(self) -> int:
-        return next(o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx"))
+        return next(int(o.version) for o in self.model.opset_import if o.domain in ("", "ai.onnx"))
 
     def array(self, tensor: Any) -> Array | None:
         """The elements of a constant tensor, None for a variable."""

@@ -28,7 +28,7 @@ from .graph import Graph, Value
 from .layers import Layer
 from .vjp import fit, total
 
-__all__ = ["Graph", "Layer", "Literal", "Operand", "Out", "Site", "Value", "constant_like", "finish", "fit", "load_rules", "per_sample_sum",
+__all__ = ["Graph", "Layer", "Operand", "Out", "Site", "Value", "constant_like", "finish", "fit", "load_rules", "per_sample_sum",
            "rule", "seed", "total"]
 
 Operand = float | Sequence[float] | np.ndarray[Any, Any]  # a number, one number per channel, or an array that broadcasts
@@ -231,4 +231,4 @@ def per_sample_sum(g: Graph, x: Value, keepdims: bool = False) -> Value:
     """The sum over all axes but the first: [N], or [N, 1, ...] with keepdims."""
     if x.rank <= 1:
         return x if x.rank == 1 else g.Reshape(x, [1])
-    return g.ReduceSum(x, list(range(1, x.rank)), keepdims=int(keepdims))  # type: ignore[no-any-return]
+    return g.ReduceSum(x, list(range(1, x.rank)), keepdims=int(keepdims))

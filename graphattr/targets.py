@@ -139,10 +139,11 @@ def one_hot(g: Graph, y: Value, target: Target) -> tuple[Value, Value]:
     elif isinstance(target, int):
         index = g.const([[target]], "int64")
     else:
+        assert isinstance(target, tuple)
         sizes = g.Slice(g.shape(y), [1], [2**31 - 1])
         index = g.const(0, "int64")
-        for axis, t in enumerate(target):  # type: ignore[arg-type]
-            index = index * g.Gather(sizes, axis) + g.const(int(t), "int64")
+        for axis, t in enumerate(target):
+            index = index * g.Gather(sizes, axis) + g.const(t, "int64")
         index = g.Reshape(index, [1, 1])
     column = g.Expand(index, g.Concat(rows, [1], axis=0))
     zeros = g.ConstantOfShape(g.shape(flat), value=np.zeros(1, y.dtype))

@@ -1,6 +1,8 @@
 """Contrastive readings: what speaks for this class and not for the others."""
 
-from graphattr.rule import Graph, Literal, Site, Value, finish, per_sample_sum, rule
+from typing import Literal
+
+from graphattr.rule import Graph, Site, Value, finish, per_sample_sum, rule
 
 from .lrp import negative, positive, share
 
@@ -13,14 +15,14 @@ def contrast(g: Graph, x: Value, maps: tuple[Value, ...], *, rectify: Literal["f
     """
     one, two = (normalised(g, r) for r in maps)
     if rectify == "difference":
-        return g.Relu(one - two)  # type: ignore[no-any-return]
+        return g.Relu(one - two)
     return (g.Relu(one) if rectify == "first" else one) - two
 
 
 def normalised(g: Graph, r: Value) -> Value:
     whole = per_sample_sum(g, r, keepdims=True)
     vanishes = g.Equal(whole, 0.0)
-    return g.Where(vanishes, 0.0, r / g.Where(vanishes, 1.0, whole))  # type: ignore[no-any-return]
+    return g.Where(vanishes, 0.0, r / g.Where(vanishes, 1.0, whole))
 
 
 @rule("excitation.contrastive", kinds={"linear"})

@@ -1,12 +1,14 @@
 """The gradient family: plain derivatives, and what is made of them at the input."""
 
-from graphattr.rule import Graph, Literal, Operand, Out, Site, Value, constant_like, finish, rule
+from typing import Literal
+
+from graphattr.rule import Graph, Operand, Out, Site, Value, constant_like, finish, rule
 
 
 @rule("gradient")
 def gradient(g: Graph, layer: Site, r: Out) -> Out:
     """The plain vector-Jacobian product of the layer."""
-    return layer.vjp(r)
+    return layer.vjps(r)
 
 
 @finish("raw")

@@ -1,9 +1,10 @@
 """Layer-wise relevance propagation: every rule shares r over the additive parts of a re-applied layer."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from graphattr.errors import MethodError
-from graphattr.rule import Graph, Literal, Operand, Out, Site, Value, constant_like, fit, rule, total
+from graphattr.rule import Graph, Operand, Out, Site, Value, constant_like, fit, rule, total
 
 Bias = Literal["absorb", "ignore"]
 Part = tuple[Value | None, Value]
@@ -25,7 +26,7 @@ def quotient_of(g: Graph, r: Value, z: Value, eps: float) -> Value:
     """r / (z + eps sgn(z)) with sgn(0) = 1; with eps = 0: r / z where z is not 0, else 0."""
     if eps == 0:
         vanishes = g.Equal(z, 0.0)
-        return g.Where(vanishes, 0.0, r / g.Where(vanishes, 1.0, z))  # type: ignore[no-any-return]
+        return g.Where(vanishes, 0.0, r / g.Where(vanishes, 1.0, z))
     return r / g.Where(z >= 0.0, z + eps, z - eps)
 
 
@@ -54,8 +55,7 @@ def epsilon(g: Graph, layer: Site, r: Value, *, eps: float = 1e-6, bias: Bias = 
         return share(g, layer, r, [(layer.x, layer.w)], kept(layer, bias), eps)  # type: ignore[return-value]
     s = quotient_of(g, r, layer.y, eps)
     layer.absorbed(stabiliser=lambda: r - s * layer.y)
-    back = layer.vjp(s)
-    return layer.x * back if isinstance(back, Value) else tuple(x * b for x, b in zip(layer.xs, back, strict=True))
+    return tuple(x * back for x, back in zip(layer.xs, layer.vjps(s), strict=True))
 
 
 @rule("lrp.gamma", kinds={"linear"})
@@ -64,8 +64,8 @@ def gamma(g: Graph, layer: Site, r: Value, *, gamma: float = 0.25, eps: float = 
     x, w, b = layer.x, layer.w, kept(layer, bias)
     xp, xn = positive(g, layer, x), negative(g, layer, x)
     up, down = w + gamma * g.Relu(w), w + gamma * g.Min(w, 0.0)
-    z = layer.y if b is layer.b else layer(x, w)
     bp, bn = (None, None) if b is None else (b + gamma * g.Relu(b), b + gamma * g.Min(b, 0.0))
+    z = layer.y  # its sign decides, bias included, even where bias="ignore" keeps the bias out of the denominators
     plus = share(g, layer, g.Where(z > 0.0, r, 0.0), [(xp, up), (xn, down)], bp, eps)
     minus = share(g, layer, g.Where(z < 0.0, r, 0.0), [(xp, down), (xn, up)], bn, eps)
     return plus + minus  # type: ignore[operator]
@@ -89,7 +89,7 @@ def alpha_beta(g: Graph, layer: Site, r: Value, *, alpha: float = 2.0, beta: flo
 @rule("lrp.zplus", kinds={"linear"})
 def zplus(g: Graph, layer: Site, r: Value, *, eps: float = 1e-6, bias: Bias = "absorb") -> Value:
     """The share of positive contributions x_i w_ij: alpha_beta with alpha 1, beta 0. Montavon et al. 2017."""
-    return alpha_beta(g, layer, r, alpha=1.0, beta=0.0, eps=eps, bias=bias)  # type: ignore[no-any-return]
+    return alpha_beta(g, layer, r, alpha=1.0, beta=0.0, eps=eps, bias=bias)
 
 
 @rule("lrp.wsquare", kinds={"linear"})
@@ -111,12 +111,12 @@ def by_weight(g: Graph, layer: Site, r: Value, w: Value, b: Value | None, eps: f
     z = layer(one, w, b)
     s = quotient_of(g, r, z, eps)
     layer.absorbed(bias=lambda: s * layer(layer.x * 0.0, w, b), stabiliser=lambda: r - s * z)
-    return layer.vjp(s, one, w)  # type: ignore[return-value]
+    return layer.vjp(s, one, w)
 
 
 def ones(g: Graph, v: Value) -> Value:
     import numpy as np
-    return g.ConstantOfShape(g.shape(v), value=np.ones(1, v.dtype))  # type: ignore[no-any-return]
+    return g.ConstantOfShape(g.shape(v), value=np.ones(1, v.dtype))
 
 
 @rule("lrp.zbox", kinds={"linear"})

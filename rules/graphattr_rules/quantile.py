@@ -2,8 +2,9 @@
 
 import math
 from fractions import Fraction
+from typing import Literal
 
-from graphattr.rule import Graph, Literal, Value
+from graphattr.rule import Graph, Value
 
 
 def quantile(g: Graph, t: Value, q: float, interpolation: Literal["linear", "nearest"] = "linear") -> Value:
@@ -34,4 +35,4 @@ def quantile(g: Graph, t: Value, q: float, interpolation: Literal["linear", "nea
     if not whole:
         above = g.Slice(largest, g.Max(keep - 2, g.const([0], "int64")), g.Max(keep - 1, g.const([1], "int64")), [1])
         result = at_low + fraction * (above - at_low)
-    return g.Reshape(result, [0] + [1] * (t.rank - 1))  # type: ignore[no-any-return]
+    return g.Reshape(result, [0] + [1] * (t.rank - 1))

@@ -1,0 +1,7 @@
+"""python -m graphattr"""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

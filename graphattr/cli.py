@@ -1,0 +1,240 @@
+"""The command line: a thin face of `graphattr`'s functions. Data on stdout, talk on stderr, exit 0, 1 (our error) or 2 (usage)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import __version__, api
+from .errors import GraphattrError, MethodError, RunError, did_you_mean
+from .export import Explanation, _plain
+from .tables import ledger_table, listing, verdict_table
+
+STAGES = ("load", "canonicalise", "layers", "plan", "backward", "simplify", "lower", "export")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.debug:
+        logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)
+    try:
+        code: int = args.run(args) or 0
+    except GraphattrError as e:
+        if args.debug:
+            raise
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="graphattr", description="An exported ONNX model goes in, an ONNX model that also explains comes out.")
+    parser.add_argument("--version", action="version", version=f"graphattr {__version__}")
+    parser.set_defaults(debug=False)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    convert = _command(commands, "convert", run_convert, "write an explanation graph")
+    convert.add_argument("model", metavar="MODEL", help="an .onnx file")
+    convert.add_argument("-o", "--out", metavar="OUT", help="where to write (default: MODEL with .explained.onnx)")
+    _add_conversion(convert)
+    convert.add_argument("--stop-after", choices=STAGES, help="print this stage as text and write nothing")
+    explain = _command(commands, "explain", run_explain, "explain inputs: arrays and heat maps")
+    explain.add_argument("model", metavar="MODEL", help="an .onnx file; one made by `convert` is used as it is")
+    explain.add_argument("inputs", metavar="INPUT", nargs="+", help="pictures, .npy, .npz or .csv")
+    explain.add_argument("-o", "--out", metavar="DIR", default="explained", help="folder for the results (default: explained)")
+    _add_conversion(explain)
+    explain.add_argument("--preprocess", default=None, metavar="P", help="imagenet, tf, lite, none, or a .toml (default: none)")
+    explain.add_argument("--provider", default="cpu", help="cpu, cuda or tensorrt")
+    explain.add_argument("--top", type=int, default=5, metavar="K", help="print the K highest classes (default 5)")
+    explain.add_argument("--labels", metavar="FILE", help="class names, one per line")
+    look = _command(commands, "inspect", run_inspect, "what is in the file, which rule each layer would get, what would fail")
+    look.add_argument("model", metavar="MODEL")
+    _add_method(look, None)
+    check = _command(commands, "verify", run_verify, "check an explanation against its source")
+    check.add_argument("explanation", metavar="EXPLANATION")
+    check.add_argument("--model", help="the source model")
+    check.add_argument("--data", metavar="FILE", help=".npy or .npz with inputs (default: seeded noise)")
+    check.add_argument("--provider", default="cpu")
+    for name, what in (("methods", "named methods and their parameters"), ("rules", "rules that tables can name"),
+                       ("operators", "operators and whether they have a derivative")):
+        _command(commands, name, run_catalogue, what).set_defaults(catalogue=name)
+    demo = _command(commands, "demo", run_demo, "explain two photos with a real ImageNet model by five methods")
+    demo.add_argument("-o", "--out", metavar="DIR", default="demo-out")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    parser.add_argument("--json", action="store_true", help="JSON on stdout")
+    parser.add_argument("--debug", action="store_true", help="log every stage; show tracebacks")
+    return parser
+
+
+def _add_method(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument("--method", action="append", metavar="M", help="a name (see `graphattr methods`) or a .toml; comma or repeat for several"
+                        + (f" (default: {default})" if default else ""))
+    parser.add_argument("--output", metavar="NAME", help="the output to explain (default: the first float output)")
+    parser.add_argument("--wrt", metavar="NAME,..", help="tensors to attribute to (default: all float inputs)")
+    parser.add_argument("--no-strip", action="store_true", help="explain the output after its terminal Softmax, LogSoftmax or Sigmoid")
+    parser.add_argument("--rules", action="append", default=[], metavar="FILE.py", help="a Python file with rules of your own")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the method, such as eps=0.01 or low=[-2.1,-2.0,-1.8]")
+
+
+def _add_conversion(parser: argparse.ArgumentParser) -> None:
+    _add_method(parser, "lrp.epsilon_plus_flat")
+    parser.add_argument("--target", default="argmax", metavar="T", help="argmax, input, seed, an index, or indices such as 3,5,7 (default: argmax)")
+    parser.add_argument("--delta", action="store_true", help="add the completeness residual per sample")
+    parser.add_argument("--ledger", action="store_true", help="add the conservation ledger: relevance in, out, absorbed, per layer")
+    parser.add_argument("--no-strict", action="store_true", help="let the plain gradient pass where no rule fits; the manifest lists it")
+
+
+# -- commands -----------------------------------------------------------------------------------------------------
+def run_convert(args: argparse.Namespace) -> int:
+    if args.stop_after:
+        from .look import text_of
+        for stage, value in api.street(args.model, **_conversion(args)):
+            if stage == args.stop_after:
+                print(text_of(value))
+                return 0
+    explanation = api.convert(args.model, **_conversion(args))
+    out = explanation.save(args.out or Path(args.model).with_suffix(".explained.onnx"))
+    if args.json:
+        _print_json({"path": str(out), "inputs": explanation.inputs, "outputs": explanation.outputs, "manifest": explanation.manifest})
+    else:
+        _say(f"{explanation.manifest['method']} of {explanation.manifest['output']!r}: inputs {', '.join(explanation.inputs)}; "
+             f"outputs {', '.join(explanation.outputs)}")
+        print(out)
+    return 0
+
+
+def run_explain(args: argparse.Namespace) -> int:
+    from .gallery import explain_files
+    explanation = _explanation(args)
+    for report in explain_files(explanation, args.inputs, Path(args.out), preprocess=args.preprocess, provider=args.provider, top=args.top,
+                                labels=args.labels, target=args.target, say=_say):
+        _print_json(report) if args.json else print(listing(report))
+    return 0
+
+
+def _explanation(args: argparse.Namespace) -> Explanation:
+    """A file that explains already is used as it is; any other is converted."""
+    from .export import read_manifest
+    from .source import read
+    source = read(args.model)
+    manifest = read_manifest(source.model)
+    if manifest is not None:
+        if args.method or args.set:
+            raise MethodError(f"{args.model} is already an explanation ({manifest['method']}); give the source model to use another method")
+        return Explanation(source.model, manifest, source.folder)
+    return api.convert(args.model, **_conversion(args))
+
+
+def run_inspect(args: argparse.Namespace) -> int:
+    from .tables import inspection_table
+    methods = _methods(args)
+    if methods is not None and len(methods) > 1:
+        raise MethodError("inspect takes one method at a time")
+    found = api.inspect(args.model, methods[0] if methods else None, args.output, _names(args.wrt), strip=not args.no_strip,
+                        rules=args.rules, **_params(args.set))
+    _print_json(found) if args.json else inspection_table(found)
+    return 0
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    found = api.verify(args.explanation, args.model, _load_data(args.data), args.provider)
+    if args.json:
+        _print_json(found)
+    else:
+        verdict_table(found)
+        if found["ledger"]:
+            ledger_table(found["ledger"])
+    return 0 if found["ok"] else 1
+
+
+def run_catalogue(args: argparse.Namespace) -> int:
+    from .tables import catalogue_table
+    entries = getattr(api, args.catalogue)()
+    _print_json(entries) if args.json else catalogue_table(args.catalogue, entries)
+    return 0
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    from .demo.run import run
+    run(Path(args.out))
+    return 0
+
+
+# -- arguments ----------------------------------------------------------------------------------------------------
+def _conversion(args: argparse.Namespace) -> dict[str, Any]:
+    methods = _methods(args)
+    chosen = {} if methods is None else {"method": methods if len(methods) > 1 else methods[0]}
+    return {**chosen, "target": _target(args.target), "output": args.output, "wrt": _names(args.wrt), "strict": not args.no_strict,
+            "delta": args.delta, "ledger": args.ledger, "strip": not args.no_strip, "rules": args.rules, **_params(args.set)}
+
+
+def _methods(args: argparse.Namespace) -> list[str] | None:
+    return None if args.method is None else [m for entry in args.method for m in entry.split(",") if m]
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name for name in text.split(",") if name]
+
+
+def _target(text: str) -> Any:
+    try:
+        indices = tuple(int(part) for part in text.strip("()").split(",") if part.strip())
+    except ValueError:
+        return text
+    return indices[0] if len(indices) == 1 and "," not in text else indices
+
+
+def _params(settings: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE pairs; a value is read as TOML, and as a string where it is none."""
+    params: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.isidentifier():
+            raise MethodError(f"--set {setting!r}: write KEY=VALUE, such as --set eps=0.01")
+        if key in RESERVED:
+            raise MethodError(f"--set {key}=...: {key} is not a method's parameter; use --{key.replace('_', '-')}"
+                              f"{did_you_mean(key, [])}")
+        try:
+            params[key] = tomllib.loads(f"v = {text}")["v"]
+        except tomllib.TOMLDecodeError:
+            params[key] = text
+    return params
+
+
+RESERVED = {"model", "method", "target", "output", "wrt", "fitted", "strict", "delta", "ledger", "strip", "rules"}
+
+
+def _load_data(path: str | None) -> Any:
+    if path is None:
+        return None
+    import numpy as np
+    try:
+        held = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as e:
+        raise RunError(f"cannot read {path}: {e}; --data takes .npy or .npz") from e
+    return {k: held[k] for k in held.files} if isinstance(held, Mapping) or hasattr(held, "files") else held
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=_plain))
