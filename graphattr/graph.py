@@ -11,7 +11,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias, overload
+from typing import Any, Literal, Protocol, TypeAlias, cast, overload
 
 import numpy as np
 import onnx
@@ -210,7 +210,7 @@ class Graph:
     # -- nodes ------------------------------------------------------------------------------------------------
     def __getattr__(self, op: str) -> Emit:
         if op[:1].isupper():
-            return functools.partial(self.emit, op)
+            return cast(Emit, functools.partial(self.emit, op))
         raise AttributeError(op)
 
     @overload

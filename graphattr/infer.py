@@ -59,7 +59,7 @@ def infer(op: str, domain: str, opset: int, inputs: Sequence[Value | None], attr
     else:
         types = _cache[key]
     content = content_after(op, inputs, attrs)
-    return [(dtype, _certain(op, inputs, attrs, shape) if i == 0 else shape, content if i == 0 else None)
+    return [(dtype, _certain(op, inputs, attrs, shape) if i == 0 or op == "MaxPool" else shape, content if i == 0 else None)
             for i, (dtype, shape) in enumerate(types)]
 
 
@@ -147,10 +147,10 @@ def _certain(op: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any], 
         return _broadcast(x.shape, target)
     if op.startswith("Reduce") and shape is None and attrs.get("keepdims", 1):
         return (None,) * len(x.shape)
-    if op in WINDOWED and shape is not None and None in shape:
+    if op in WINDOWED and shape is not None and (None in shape or attrs.get("ceil_mode")):
         kernel = attrs.get("kernel_shape") or (inputs[1].shape[2:] if op == "Conv" and inputs[1] is not None and inputs[1].shape else None)
         if kernel and all(isinstance(k, int) for k in kernel):
-            return tuple(d if d is not None or i < 2 else _window(x.shape[i], i - 2, kernel, attrs) for i, d in enumerate(shape))
+            return tuple(_window(x.shape[i], d, i - 2, kernel, attrs) if i >= 2 else d for i, d in enumerate(shape))
     return shape
 
 
@@ -181,21 +181,30 @@ def _broadcast(a: Shape, b: Shape) -> Shape:
                  for p, q in zip(a, b, strict=True))
 
 
-def _window(size: Dim, axis: int, kernel: Sequence[Any], attrs: Mapping[str, Any]) -> Dim:
-    """The name of a windowed axis: its input's name when the size is kept, else one that spells the geometry."""
-    if not isinstance(size, str):
-        return None
+def _window(size: Dim, inferred: Dim, axis: int, kernel: Sequence[Any], attrs: Mapping[str, Any]) -> Dim:
+    """A windowed axis: the input's name when the size is kept, else one that spells the geometry.
+
+    With ceil_mode no window starts behind the last element: ONNX's own inference says so only since opset 22.
+    """
     rank = len(kernel)
-    s = (attrs.get("strides") or [1] * rank)[axis]
+    s, begin, end = (attrs.get("strides") or [1] * rank)[axis], *_pads(axis, rank, attrs)
     reach = (kernel[axis] - 1) * (attrs.get("dilations") or [1] * rank)[axis]
-    if attrs.get("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
+    same = attrs.get("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
+    ceil = bool(attrs.get("ceil_mode")) and not same
+    if isinstance(inferred, int) or not isinstance(size, str):
+        return min(inferred, (size + begin - 1) // s + 1) if ceil and isinstance(inferred, int) and isinstance(size, int) else inferred
+    if same:
         return size if s == 1 else f"ceil({size}/{s})"
-    pads = attrs.get("pads") or [0] * (2 * rank)
-    pad = 0 if attrs.get("auto_pad") == "VALID" else pads[axis] + pads[axis + rank]
-    grow = pad - reach
+    grow = begin + end - reach
     if s == 1:
         return size if grow == 0 else f"({size}{grow:+d})"
-    return f"{'ceil' if attrs.get('ceil_mode') else 'floor'}(({size}{grow - 1:+d})/{s})+1"
+    name = f"{'ceil' if ceil else 'floor'}(({size}{grow - 1:+d})/{s})+1"
+    return f"min({name},ceil(({size}{begin:+d})/{s}))" if ceil and end - reach > 1 - s else name
+
+
+def _pads(axis: int, rank: int, attrs: Mapping[str, Any]) -> tuple[int, int]:
+    pads = attrs.get("pads") or [0] * (2 * rank)
+    return (0, 0) if attrs.get("auto_pad", "NOTSET") != "NOTSET" else (pads[axis], pads[axis + rank])
 
 
 def content_after(op: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any]) -> Content:

@@ -1,1 +1,121 @@
-"""TODO."""
+"""Reading at indices and writing at indices: each is the adjoint of the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..errors import UnsupportedOp
+from ..graph import Graph, Node, Value
+from .elementwise import operands
+from .geometry import extent
+from .registry import vjp
+
+Cotangents = tuple[Value | None, ...]
+
+
+def zeros(g: Graph, shape: Value, like: Value) -> Value:
+    """A tensor of zeros of the given shape, with the dtype of `like`."""
+    return g.ConstantOfShape(shape, value=np.zeros(1, like.dtype))
+
+
+def zeros_like(g: Graph, x: Value) -> Value:
+    return g.emit("ConstantOfShape", g.shape(x), value=np.zeros(1, x.dtype), out_shape=x.shape)
+
+
+def reshaped(g: Graph, v: Value, like: Value) -> Value:
+    """v in the shape of `like`."""
+    return g.emit("Reshape", v, g.shape(like), out_shape=like.shape)
+
+
+def count(g: Graph, x: Value) -> Value:
+    """The number of x's elements, as an int64 tensor of one element."""
+    return g.Unsqueeze(g.ReduceProd(g.shape(x), keepdims=0), [0])
+
+
+def flat(g: Graph, x: Value) -> Value:
+    return g.Reshape(x, [-1])
+
+
+def put(g: Graph, dy: Value, where: Value, size: Value, axis: int) -> Value:
+    """The adjoint of Gather along an axis: zeros of `size` there, to which dy[.., j, ..] is added at where[j] (1-D)."""
+    shape = g.Concat(*(size if a == axis else extent(g, dy, a) for a in range(dy.rank)), axis=0)
+    if dy.rank > 1:
+        where = g.Reshape(where, [-1 if a == axis else 1 for a in range(dy.rank)])
+    return g.ScatterElements(zeros(g, shape, dy), g.Expand(where, g.shape(dy)), dy, axis=axis, reduction="add")
+
+
+@vjp("Gather")
+def gather(g: Graph, n: Node, dy: Value) -> Cotangents:
+    """dx = dy added at the gathered positions, the index taken as a vector."""
+    x, where = operands(n)
+    axis = n.attrs.get("axis", 0) % x.rank
+    shape = [count(g, where) if a == axis else extent(g, x, a) for a in range(x.rank)]
+    return (put(g, g.Reshape(dy, g.Concat(*shape, axis=0)), flat(g, where), extent(g, x, axis), axis),)
+
+
+@vjp("GatherElements")
+def gather_elements(g: Graph, n: Node, dy: Value) -> Cotangents:
+    x, where = operands(n)
+    return (g.ScatterElements(zeros_like(g, x), where, dy, axis=n.attrs.get("axis", 0), reduction="add"),)
+
+
+@vjp("GatherND")
+def gather_nd(g: Graph, n: Node, dy: Value) -> Cotangents:
+    """dx = dy added at the gathered tuples; batch axes become leading members of the tuple."""
+    x, where = operands(n)
+    for axis in reversed(range(n.attrs.get("batch_dims", 0))):
+        where = g.Concat(_along(g, where, axis), where, axis=-1)
+    return (g.ScatterND(zeros_like(g, x), where, dy, reduction="add"),)
+
+
+def _along(g: Graph, where: Value, axis: int) -> Value:
+    """The own position along an axis of every index tuple: (..., 1)."""
+    rank = where.rank
+    own = g.Reshape(g.Range(0, g.Squeeze(extent(g, where, axis), [0]), 1), [-1 if a == axis else 1 for a in range(rank)])
+    return g.Expand(own, g.Concat(g.emit("Shape", where, end=rank - 1), [1], axis=0))
+
+
+@vjp("ScatterElements")
+def scatter_elements(g: Graph, n: Node, dy: Value) -> Cotangents:
+    """d updates = dy read at the indices;  dx = dy, and 0 where it was overwritten."""
+    axis = n.attrs.get("axis", 0)
+    _, where, updates = operands(n)
+    dx = g.ScatterElements(dy, where, zeros_like(g, updates), axis=axis) if overwrites(n) and 0 in n.needs else dy
+    return dx, None, g.GatherElements(dy, where, axis=axis) if 2 in n.needs else None
+
+
+@vjp("ScatterND")
+def scatter_nd(g: Graph, n: Node, dy: Value) -> Cotangents:
+    """As ScatterElements, with index tuples."""
+    _, where, updates = operands(n)
+    dx = g.ScatterND(dy, where, zeros_like(g, updates)) if overwrites(n) and 0 in n.needs else dy
+    return dx, None, g.GatherND(dy, where) if 2 in n.needs else None
+
+
+def overwrites(n: Node) -> bool:
+    """Whether updates replace (reduction none) or add; the other reductions have no derivative here."""
+    reduction = n.attrs.get("reduction", "none")
+    if reduction not in ("none", "add"):
+        raise UnsupportedOp(f"{n!r}: reduction {reduction!r} has no derivative; 'none' and 'add' have")
+    return bool(reduction == "none")
+
+
+@vjp("Compress")
+def compress(g: Graph, n: Node, dy: Value) -> Cotangents:
+    """A Gather at the true positions."""
+    x, condition = operands(n)
+    where, axis = flat(g, g.NonZero(condition)), n.attrs.get("axis")
+    if axis is None:
+        return (reshaped(g, put(g, dy, where, count(g, x), 0), x),)
+    return (put(g, dy, where, extent(g, x, axis % x.rank), axis % x.rank),)
+
+
+@vjp("TopK", many=True)
+def top_k(g: Graph, n: Node, dys: Sequence[Value | None]) -> Cotangents:
+    """The values' cotangent goes to where they stood."""
+    x, dy = operands(n)[0], dys[0]
+    if dy is None:
+        return (None,)
+    return (g.ScatterElements(zeros_like(g, x), n.outputs[1], dy, axis=n.attrs.get("axis", -1), reduction="add"),)

@@ -21,7 +21,7 @@ def derivative(net: Net, layer, r):
     if layer.kind in ("max", "index"):
         return scatter(xs, layer.ids, r)
     if layer.kind == "sum":
-        return [unbroadcast(r, xs[0].shape), unbroadcast(-r if layer.op == "Sub" else r, xs[1].shape)]
+        return [unbroadcast(-r if layer.op == "Sub" and i else r, v.shape) for i, v in enumerate(xs)]
     if layer.kind == "mul":
         a, b = xs
         both = (r * b, r * a) if layer.op == "Mul" else (r / b, -r * a / b**2)
@@ -89,10 +89,8 @@ def relevance(net: Net, table, *, eps=1e-6, add="z", mul="uniform", bn="affine",
         if layer.kind in ("max", "index"):
             return scatter(xs, layer.ids, r)
         if layer.kind == "sum":
-            both = o.add(xs[0], -xs[1] if layer.op == "Sub" else xs[1], r, mode=add, eps=eps)
-            if add == "gradient":
-                both = derivative(net, layer, r)
-            return [unbroadcast(v, s.shape) for v, s in zip(both, xs)]
+            found = o.add([-v if layer.op == "Sub" and i else v for i, v in enumerate(xs)], r, mode=add, eps=eps)
+            return [unbroadcast(v, s.shape) for v, s in zip(found, xs)]
         if layer.kind == "mul":
             return [unbroadcast(w * r, s.shape) for w, s in zip(mul_weights(net, layer, mul), xs)]
         if layer.kind == "scale":

@@ -60,6 +60,7 @@ class Layer:
     shift: Any = 0.0
     ids: Any = None
     padded: bool = False
+    channel: int = 0  # the axis of shape along which a bias varies
 
     @property
     def conv(self):
@@ -124,8 +125,8 @@ class Net:
             layer.kind = "max"
         elif op in INDEX:
             layer.kind = "index"
-        elif op in ("Add", "Sub"):
-            layer.kind = "sum" if len(layer.inputs) == 2 else "affine"
+        elif op in ("Add", "Sub", "Sum"):
+            layer.kind = "sum" if len(layer.inputs) > 1 else "affine"
             if layer.kind == "affine":
                 sign = -1.0 if op == "Sub" else 1.0
                 layer.scale, layer.shift = (1.0, sign * layer.const[0]) if names[0] in self.values else (sign, layer.const[0])
@@ -146,7 +147,7 @@ class Net:
         a, shape, w = layer.attrs, x.shape[1:], layer.const[0]
         dims = len(shape) - 1
         if layer.conv:
-            args = [a.get("strides", [1] * dims), a.get("pads", [0] * 2 * dims), a.get("dilations", [1] * dims)]
+            args = list(self._window(layer, shape[1:], w.shape[2:])[1:])
             if layer.op == "ConvTranspose":
                 args.append(a.get("output_padding", [0] * dims))
             build = o.conv_matrix if layer.op == "Conv" else o.conv_transpose_matrix
@@ -154,6 +155,7 @@ class Net:
             layer.padded = any(args[1])
         else:
             left = names[1] in self.values
+            layer.channel = -2 if left else -1
             build, args = (o.left_matrix if left else o.gemm_matrix), []
             w = w.T if a.get("transB") else w
             w = w * a.get("alpha", 1.0)
@@ -175,14 +177,21 @@ class Net:
         elif layer.op == "GlobalAveragePool":
             layer.w, layer.shape = o.pool_matrix(x.shape[1:], space, [1] * dims, [0] * 2 * dims, [1] * dims)
         else:
-            layer.w, layer.shape = o.pool_matrix(x.shape[1:], *self._window(layer, dims), bool(a.get("ceil_mode", 0)),
+            layer.w, layer.shape = o.pool_matrix(x.shape[1:], *self._window(layer, space), bool(a.get("ceil_mode", 0)),
                                                  bool(a.get("count_include_pad", 0)))
         layer.b = np.zeros(len(layer.w))
 
     @staticmethod
-    def _window(layer, dims):
-        a = layer.attrs
-        return a["kernel_shape"], a.get("strides", [1] * dims), a.get("pads", [0] * 2 * dims), a.get("dilations", [1] * dims)
+    def _window(layer, space, kernel=None):
+        """Kernel, strides, pads, dilations; automatic padding makes ceil(n / stride) outputs, the odd row goes where the name says."""
+        a, dims = layer.attrs, len(space)
+        kernel, strides, dilations = kernel or a["kernel_shape"], a.get("strides", [1] * dims), a.get("dilations", [1] * dims)
+        pads, auto = a.get("pads", [0] * 2 * dims), a.get("auto_pad", b"NOTSET").decode()
+        if auto.startswith("SAME"):
+            more = [max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0) for n, k, s, d in zip(space, kernel, strides, dilations)]
+            less, rest = [m // 2 for m in more], [m - m // 2 for m in more]
+            pads = less + rest if auto == "SAME_UPPER" else rest + less
+        return kernel, strides, pads, dilations
 
     # --- folding ---
 
@@ -193,7 +202,7 @@ class Net:
         """Biases written as Add, then BN into the linear layer before it, then BN into the unpadded linear layer after it."""
         for layer in list(self.layers):
             before = next((l for l in self.layers if l.kind == "linear" and l.output in layer.inputs), None)
-            along = layer.op == "BatchNormalization" or (layer.op in ("Add", "Sub") and self._is_bias(layer, before))
+            along = layer.op == "BatchNormalization" or (layer.op == "Add" and self._is_bias(layer, before))
             if layer.kind == "affine" and before and along and len(self.users(before.output)) == 1:
                 scale = np.broadcast_to(layer.scale, before.shape).ravel()
                 before.w, before.b = scale[:, None] * before.w, scale * before.b
@@ -215,7 +224,7 @@ class Net:
         if before is None or layer.kind != "affine":
             return False
         shift = np.broadcast_to(layer.shift, (1, *before.shape))[0]
-        moved = np.moveaxis(shift, 0 if before.conv else -1, 0)
+        moved = np.moveaxis(shift, before.channel, 0)
         return bool((moved == moved.reshape(len(moved), -1)[:, 0].reshape(-1, *[1] * (moved.ndim - 1))).all())
 
     # --- forward ---
@@ -230,7 +239,7 @@ class Net:
         elif layer.kind == "max":
             dims = x.ndim - 2
             whole = (x.shape[2:], [1] * dims, [0] * 2 * dims, [1] * dims)
-            window = whole if layer.op == "GlobalMaxPool" else self._window(layer, dims)
+            window = whole if layer.op == "GlobalMaxPool" else self._window(layer, x.shape[2:])
             layer.ids, layer.scale = o.pool_winners(x, *window, bool(layer.attrs.get("ceil_mode", 0)))
             y = x.ravel()[layer.ids]
         elif layer.kind == "index":
@@ -238,7 +247,7 @@ class Net:
             layer.ids = index_map(layer, [np.arange(v.size).reshape(v.shape) + s for v, s in zip(xs, sizes)])
             y = np.append(np.concatenate([v.ravel() for v in xs]), 0.0)[layer.ids]
         elif layer.kind == "sum":
-            y = xs[0] + xs[1] if layer.op == "Add" else xs[0] - xs[1]
+            y = xs[0] - xs[1] if layer.op == "Sub" else sum(xs)
         elif layer.kind == "mul":
             y = xs[0] * xs[1] if layer.op == "Mul" else xs[0] / xs[1]
         else:

@@ -94,12 +94,11 @@ LINEAR = {f.__name__: f for f in (epsilon, gamma, alpha_beta, zplus, contrastive
 # --- the other layers ---
 
 
-def add(a, b, r, *, mode="z", eps=1e-6):
-    """Relevance of both terms of a + b, in the shape of the sum."""
+def add(terms, r, *, mode="z", eps=1e-6):
+    """Relevance of each term of a sum, in the shape of the sum."""
     if mode == "z":
-        q = divide(r, a + b, eps)
-        return a * q, b * q
-    return (r, r) if mode == "gradient" else (r / 2, r / 2)
+        return [t * divide(r, sum(terms), eps) for t in terms]
+    return [r if mode == "gradient" else r / len(terms)] * len(terms)
 
 
 def affine(x, scale, y, r, *, eps=1e-6):
