@@ -215,7 +215,8 @@ def content_after(op: str, inputs: Sequence[Value | None], attrs: Mapping[str, A
         return None
     args = [v.content if v is not None else None for v in inputs]
     try:
-        return _ARITHMETIC[op](args, attrs)
+        found: Content = _ARITHMETIC[op](args, attrs)
+        return found
     except (TypeError, ValueError, IndexError, ZeroDivisionError):
         return None
 
@@ -246,7 +247,8 @@ def _slice(args: list[Any], attrs: Mapping[str, Any]) -> Content:
     assert end is not None
     if step < 0 and end < -len(data):
         end = None
-    return data[_int(starts[0]):end:step]
+    kept: tuple[Dim, ...] = data[_int(starts[0]):end:step]
+    return kept
 
 
 def _elementwise(f: Any) -> Any:

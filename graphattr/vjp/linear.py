@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from ..errors import UnsupportedOp
 from ..graph import Graph, Node, Value
-from ..infer import Dim, Shape
+from ..infer import Dim
 from .elementwise import operands
-from .geometry import Window, extent, slide, spread, window
+from .geometry import Window, dims, extent, slide, spread, window
 from .registry import vjp
 
 Cotangents = tuple[Value | None, ...]
@@ -18,9 +18,9 @@ Cotangents = tuple[Value | None, ...]
 def conv(g: Graph, n: Node, dy: Value) -> Cotangents:
     """dx = ConvTranspose(dy, w);  dw = Conv(x, dy) with strides and dilations exchanged;  db = sum of dy per channel."""
     x, w = ranked(n)
-    win, group = window(n, kernel_of(n, w), shape_of(x)[2:]), n.attrs.get("group", 1)
-    dx = spread(g, dy, w, x, win, group, shape_of(x)) if 0 in n.needs else None
-    dw = filter_gradient(g, x, dy, w, win.turned(shape_of(dy)[2:], max(win.strides) > 1), group) if 1 in n.needs else None
+    win, group = window(n, kernel_of(n, w), dims(x)[2:]), n.attrs.get("group", 1)
+    dx = spread(g, dy, w, x, win, group, dims(x)) if 0 in n.needs else None
+    dw = filter_gradient(g, x, dy, w, win.turned(dims(dy)[2:], max(win.strides) > 1), group) if 1 in n.needs else None
     return dx, dw, bias_gradient(g, n, dy)
 
 
@@ -29,8 +29,8 @@ def conv_transpose(g: Graph, n: Node, dy: Value) -> Cotangents:
     """dx = Conv(dy, w);  dw = Conv(dy, x) with strides and dilations exchanged."""
     x, w = ranked(n)
     win, group = transposed_window(n, x, w), n.attrs.get("group", 1)
-    dx = slide(g, dy, w, x, win, group, shape_of(x)) if 0 in n.needs else None
-    dw = filter_gradient(g, dy, x, w, win.turned(shape_of(x)[2:], True), group) if 1 in n.needs else None
+    dx = slide(g, dy, w, x, win, group, dims(x)) if 0 in n.needs else None
+    dw = filter_gradient(g, dy, x, w, win.turned(dims(x)[2:], True), group) if 1 in n.needs else None
     return dx, dw, bias_gradient(g, n, dy)
 
 
@@ -38,32 +38,27 @@ def ranked(n: Node) -> tuple[Value, Value]:
     """The first two inputs, whose ranks must be known."""
     x, w = operands(n)[:2]
     if x.shape is None or w.shape is None:
-        raise UnsupportedOp(f"{n!r} needs the rank of its input and of its weights ({x!r}, {w!r}); run shape inference on the model")
+        raise UnsupportedOp(f"{n!r} needs the ranks of its inputs ({x!r}, {w!r}); run shape inference on the model")
     return x, w
-
-
-def shape_of(v: Value) -> Shape:
-    assert v.shape is not None
-    return v.shape
 
 
 def kernel_of(n: Node, w: Value) -> Sequence[Dim]:
     kernel = n.attrs.get("kernel_shape")
-    return kernel if kernel else shape_of(w)[2:]
+    return kernel if kernel else dims(w)[2:]
 
 
 def transposed_window(n: Node, x: Value, w: Value) -> Window:
     """The window of a ConvTranspose, read from its output to its input; `output_shape` and SAME_* resolved."""
     kernel, a = kernel_of(n, w), n.attrs
     extra, wanted = a.get("output_padding") or [0] * len(kernel), a.get("output_shape")
-    plain = window(n, kernel, shape_of(x)[2:]) if a.get("auto_pad", "NOTSET") in ("NOTSET", "VALID") else None
+    plain = window(n, kernel, dims(x)[2:]) if a.get("auto_pad", "NOTSET") in ("NOTSET", "VALID") else None
     strides, dilations = a.get("strides") or [1] * len(kernel), a.get("dilations") or [1] * len(kernel)
     if plain is not None and not wanted:
         loose = any(e >= s for e, s in zip(extra, strides, strict=True))
         return Window(tuple(kernel), plain.strides, plain.dilations, plain.begin, plain.end, loose=loose)
     begin, end, upper = [], [], a.get("auto_pad") == "SAME_UPPER"
     for i, (k, s, d, e) in enumerate(zip(kernel, strides, dilations, extra, strict=True)):
-        size = shape_of(x)[2 + i]
+        size = dims(x)[2 + i]
         if not isinstance(k, int) or (wanted and not isinstance(size, int)):
             raise UnsupportedOp(f"{n!r}: output_shape or auto_pad with an input of symbolic size {size!r} has no fixed pads")
         natural = e + (k - 1) * d + 1 - s  # the output's extent minus stride * size
@@ -83,7 +78,7 @@ def filter_gradient(g: Graph, big: Value, small: Value, w: Value, win: Window, g
     else:
         big = g.Transpose(big, perm=[1, 0, *spatial])
     turn = [1, 0, *spatial]
-    made = slide(g, big, g.Transpose(small, perm=turn), w, win, group, tuple(shape_of(w)[a] for a in turn))
+    made = slide(g, big, g.Transpose(small, perm=turn), w, win, group, tuple(dims(w)[a] for a in turn))
     return g.emit("Transpose", made, perm=turn, out_shape=w.shape)
 
 

@@ -10,7 +10,7 @@ from onnx import helper
 from ..errors import UnsupportedOp
 from ..graph import Graph, Node, Value
 from .elementwise import operands
-from .geometry import Window, slide, spread, window
+from .geometry import Window, dims, slide, spread, window
 from .index import count, flat, reshaped, zeros, zeros_like
 from .registry import vjp
 
@@ -39,7 +39,7 @@ def average_pool(g: Graph, n: Node, dy: Value) -> tuple[Value | None, ...]:
     (x,) = operands(n)
     win, ones = pool_window(g, n, x)
     plane = g.Expand(g.const(1.0, x.dtype), g.Concat([1, 1], g.emit("Shape", x, start=2), axis=0))
-    share = g.Max(slide(g, plane, ones, dy, win, 1, (1, 1, *(dy.shape or ())[2:])), 1.0)
+    share = g.Max(slide(g, plane, ones, dy, win, 1, (1, 1, *dims(dy)[2:])), 1.0)
     if n.attrs.get("count_include_pad", 0):  # the divisor of the very operator: what it makes of a plane of ones
         return (window_adjoint(g, dy * (g.AveragePool(plane, **n.attrs) / share), ones, x, win),)
     return (window_adjoint(g, dy / share, ones, x, win),)
@@ -58,9 +58,8 @@ def pool_window(g: Graph, n: Node, x: Value) -> tuple[Window, Value]:
 
 def window_adjoint(g: Graph, dy: Value, ones: Value, x: Value, win: Window) -> Value:
     """The adjoint of the sum over each window, channel by channel: (N, C, ...) is taken as (N C, 1, ...)."""
-    assert x.shape is not None and dy.shape is not None
     planes = g.Reshape(dy, g.Concat([-1, 1], g.emit("Shape", dy, start=2), axis=0))
-    return reshaped(g, spread(g, planes, ones, x, win, 1, (None, 1, *x.shape[2:])), x)
+    return reshaped(g, spread(g, planes, ones, x, win, 1, (None, 1, *dims(x)[2:])), x)
 
 
 @vjp("LpPool")

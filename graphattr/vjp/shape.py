@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from onnx import TensorProto
 
 from ..errors import UnsupportedOp
 from ..graph import Graph, Node, Value
 from .elementwise import operands
-from .geometry import extent
+from .geometry import dims, extent
 from .index import put, reshaped, zeros_like
 from .registry import vjp
 
@@ -84,7 +85,7 @@ def slice_(g: Graph, n: Node, dy: Value) -> Cotangents:
         if step.content != (1,):
             where = g.Slice(positions(g, size), item(g, starts, i), item(g, ends, i), [0], step)
             dy = put(g, dy, where, size, a)
-        elif known(x)[a] != known(dy)[a]:
+        elif dims(x)[a] != dims(dy)[a]:
             before[a] = clamped(g, item(g, starts, i), size)
             after[a] = size - before[a] - extent(g, dy, a)
     if all(v.content == (0,) for v in (*before, *after)):
@@ -114,8 +115,8 @@ def listed(n: Node, x: Value, axes: Value | None, counted: Value, per_axis: int 
 
 
 def item(g: Graph, v: Value, i: int) -> Value:
-    """Element i of a vector, as a tensor of one element (a constant when known)."""
-    return g.Slice(v, [i], [i + 1])
+    """Element i of a vector, as an int64 tensor of one element (a constant when known)."""
+    return g.Slice(v if v.dtype == np.int64 else g.Cast(v, to=TensorProto.INT64), [i], [i + 1])
 
 
 def positions(g: Graph, size: Value) -> Value:
