@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,22 +12,24 @@ from onnx import helper
 from ..errors import UnsupportedOp
 from ..graph import Graph, Node, Value
 from ..infer import make_attribute, schema_of
-from .registry import pullback
+from .registry import pullback, total
 
 
 def through_body(g: Graph, n: Node, dys: tuple[Value | None, ...]) -> list[Value | None]:
     """Emit the body at the node's inputs and pull the cotangents back through it."""
-    before = len(g.nodes)
-    outputs = inline(g, n)
-    seeds = {y: dy for y, dy in zip(outputs, dys, strict=False) if dy is not None}
-    wanted = [x for i, x in enumerate(n.inputs) if i in n.needs and x is not None]
-    found = pullback(g, seeds, wanted, _between(g, wanted, seeds, before))
-    return [found.get(x) if x is not None else None for x in n.inputs]
+    arriving: dict[Value, list[Value]] = {}
+    for y, dy in zip(inline(g, n), dys, strict=False):
+        if y is not None and dy is not None:
+            arriving.setdefault(y, []).append(dy)
+    seeds = {y: dy for y, found in arriving.items() if (dy := total(g, found)) is not None}
+    inputs = [x for x in n.inputs if x is not None]
+    dxs = pullback(g, seeds, [x for i, x in enumerate(n.inputs) if i in n.needs and x is not None], _between(g, inputs, seeds))
+    return [dxs.pop(x, None) if x is not None else None for x in n.inputs]  # an input that is named twice has one cotangent
 
 
-def _between(g: Graph, wrt: Sequence[Value], ends: Mapping[Value, Value], before: int) -> list[Node]:
-    """The body's nodes: those that lead from wrt to the ends. Some may have been emitted before (common subexpressions)."""
-    chosen, stack, stop = set(), list(ends), set(wrt)
+def _between(g: Graph, inputs: Sequence[Value], ends: Iterable[Value]) -> list[Node]:
+    """The body's nodes: those that lead from its inputs to the ends. Some may have been emitted before (the tape shares)."""
+    chosen, stack, stop = set(), list(ends), set(inputs)
     while stack:
         value = stack.pop()
         node = g.producer(value)
@@ -37,8 +39,8 @@ def _between(g: Graph, wrt: Sequence[Value], ends: Mapping[Value, Value], before
     return [n for n in g.nodes if id(n) in chosen]
 
 
-def inline(g: Graph, n: Node) -> tuple[Value, ...]:
-    """The outputs of the node's function body, emitted at its inputs."""
+def inline(g: Graph, n: Node) -> tuple[Value | None, ...]:
+    """The outputs of the node's function body, emitted at its inputs; None for one that the body leaves out."""
     body = _body(g, n)
     env: dict[str, Value | None] = dict(zip(body.input, n.inputs, strict=False))
     defaults = {a.name: a.default_value for a in schema_of(n.op, "", g.opset).attributes.values() if a.default_value.name}
@@ -59,8 +61,7 @@ def inline(g: Graph, n: Node) -> tuple[Value, ...]:
             continue
         made = g.emit(node.op_type, *(env[i] if i else None for i in node.input), n_outputs=len(node.output), **attrs)
         env.update(zip(node.output, made if isinstance(made, tuple) else (made,), strict=True))
-    outputs = tuple(env[o] for o in body.output)
-    return tuple(v for v in outputs if v is not None)
+    return tuple(env.get(o) for o in body.output)
 
 
 def _body(g: Graph, n: Node) -> onnx.FunctionProto:
