@@ -1,0 +1,136 @@
+"""Moving elements about, against central differences; one file at several sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from graphattr.errors import UnsupportedOp
+from graphattr.graph import Graph, Value
+from graphattr.vjp import pullback
+from tests.vjp.checking import Case, case, check_case, rows, sampler
+from tests.vjp.windows import check_symbolic
+
+draw = sampler(4)
+
+
+def moved(name: str, build: Callable[[Graph, Value], Any], *x: int, **options: Any) -> Case:
+    return case(name, build, draw(*x), **options)
+
+
+def cut(name: str, x: tuple[int, ...], *lists: Any, **options: Any) -> Case:
+    """Slice with starts, ends, axes, steps."""
+    return moved(f"Slice {name}", lambda g, v: g.Slice(v, *lists), *x, **options)
+
+
+def padded(name: str, x: tuple[int, ...], pads: list[int], mode: str = "constant", axes: Any = None, value: Any = 1.5, **options: Any) -> Case:
+    if axes is not None:
+        options = {"opsets": (18,)} | options
+    more = [None, axes] if axes is not None else [value] if mode == "constant" and value is not None else []
+    return moved(f"Pad {mode} {name}", lambda g, v: g.Pad(v, pads, *more, mode=mode), *x, **options)
+
+
+MOVES = [
+    moved("Reshape", lambda g, x: g.Reshape(x, [0, 2, -1]), 3, 4, 2),
+    moved("Reshape scalar", lambda g, x: g.Reshape(x, g.const([], np.int64)), 1, 1, dynamic=()),
+    moved("Flatten", lambda g, x: g.Flatten(x, axis=2), 2, 3, 4),
+    moved("Flatten 0", lambda g, x: g.Flatten(x, axis=0), 2, 3),
+    moved("Squeeze", lambda g, x: g.Squeeze(x, [-1, 1]), 3, 1, 4, 1),
+    moved("Squeeze all", lambda g, x: g.Squeeze(x), 3, 1, 4, 1, dynamic=()),
+    moved("Unsqueeze", lambda g, x: g.Unsqueeze(x, [-1, 0, 2]), 3, 4),
+    moved("Transpose", lambda g, x: g.Transpose(x, perm=[2, 0, 3, 1]), 2, 3, 4, 2),
+    moved("Transpose reversed", lambda g, x: g.Transpose(x), 2, 3, 4),
+    moved("Expand", lambda g, x: g.Expand(x, [2, 1, 3, 4]), 3, 1, dynamic=()),
+    moved("Expand batch", lambda g, x: g.Expand(x, [1, 3, 4]), 2, 1, 4),
+    moved("Tile", lambda g, x: g.Tile(x, [2, 1, 3]), 2, 3, 2),
+    case("Tile at run time", lambda g, x, r: g.Tile(x, r), draw(2, 3), np.array([3, 2])),
+    case("Concat", lambda g, *x: g.Concat(*x, axis=1), draw(2, 1, 3), draw(2, 4, 3), draw(2, 2, 3), dynamic=(0, 1, 2)),
+    case("Concat batches", lambda g, *x: g.Concat(*x, axis=-2), draw(2, 3), draw(1, 3)),
+    case("Concat one", lambda g, x: g.Concat(x, axis=0), draw(2, 3)),
+    case("Concat twice the same", lambda g, x: g.Concat(x, x * x, x, axis=-1), draw(2, 3)),
+    moved("Split", lambda g, x: g.Split(x, [1, 3, 2], axis=1, n_outputs=3), 2, 6, 2),
+    moved("Split, one unused", lambda g, x: g.Split(x, [1, 3, 2], axis=-2, n_outputs=3)[::2], 2, 6, 2),
+    moved("Split equal", lambda g, x: g.Split(x, axis=1, n_outputs=3), 2, 6),
+    moved("Split num_outputs", lambda g, x: g.Split(x, axis=1, num_outputs=3, n_outputs=3), 2, 7, opsets=(18,)),
+    moved("DepthToSpace DCR", lambda g, x: g.DepthToSpace(x, blocksize=2), 2, 8, 2, 3),
+    moved("DepthToSpace CRD", lambda g, x: g.DepthToSpace(x, blocksize=2, mode="CRD"), 2, 8, 2, 3),
+    moved("SpaceToDepth", lambda g, x: g.SpaceToDepth(x, blocksize=2), 2, 2, 4, 6),
+    *(moved(f"Trilu {upper} {k}", lambda g, x, u=upper, k=k: g.Trilu(x, *([k] if k is not None else []), upper=u), 2, 3, 4)
+      for upper in (0, 1) for k in (None, -1, 1)),
+    moved("ReverseSequence", lambda g, x: g.ReverseSequence(x, g.const([2, 3, 1]), batch_axis=1, time_axis=0), 4, 3, 2, dynamic=()),
+    moved("CenterCropPad", lambda g, x: g.CenterCropPad(x, [3, 6], axes=[1, 2]), 2, 5, 4, opsets=(18,)),
+]
+SLICES = [
+    cut("plain", (3, 6), [1], [4], [1]),
+    cut("leading axes by default", (5, 6), [1, 2], [4, 5], dynamic=()),
+    cut("beyond the ends", (3, 6), [-100], [100], [1]),
+    cut("negative", (3, 6, 4), [-5, -3], [-1, 4], [1, -1]),
+    cut("steps", (2, 7, 5), [1, 0], [7, 5], [1, 2], [2, 3]),
+    cut("backwards", (2, 7), [5], [0], [1], [-2]),
+    cut("all backwards", (2, 7), [-1], [-100], [1], [-1]),
+    cut("one of each", (2, 7, 5), [5, 1], [-8, 4], [1, 2], [-3, 1]),
+    cut("batch", (5, 3), [1], [4], [0], dynamic=()),
+    cut("nothing", (2, 4), [3], [3], [1]),
+    case("Slice int32", lambda g, x: g.Slice(x, *(g.const(v, np.int32) for v in ([1, -1], [3, 0], [1, 2], [1, -1]))), draw(2, 4, 3)),
+    case("Slice at run time", lambda g, x, s, e: g.Slice(x, s, e, [1, 2]), draw(2, 7, 5), np.array([-6, 2]), np.array([4, 100])),
+    case("Slice steps at run time", lambda g, x, s, e, d: g.Slice(x, s, e, [1, 2], d), draw(2, 7, 5), np.array([-1, 0]), np.array([1, 5]),
+         np.array([-2, 1])),
+]
+PADS = [
+    padded("plain", (2, 3), [1, 0, 2, 3], dynamic=()),
+    padded("default value", (2, 3, 2), [0, 2, 1, 0, 0, 1], value=None),
+    padded("nothing", (2, 3), [0, 0, 0, 0]),
+    padded("negative", (2, 5, 4), [0, -2, 1, 0, 1, -2]),
+    padded("axes", (2, 3, 4), [1, 0, 2, 3], axes=[-1, 1]),
+    padded("axes", (2, 4, 4), [1, 2, 0, 3], "reflect", axes=[2, 1]),
+    *(padded("pads", (2, 3, 4), [0, 1, 2, 0, 2, 3], mode) for mode in ("reflect", "edge")),
+    padded("pads", (2, 3, 4), [0, 1, 2, 0, 2, 5], "wrap", opsets=(19,)),
+    padded("negative", (2, 5), [0, -2, 0, 3], "edge"),
+    case("Pad value", lambda g, x, v: g.Pad(x, [0, 1, 2, 0, 1, 3], v), draw(2, 3, 2), np.array(0.5)),
+    case("Pad value, cutting", lambda g, x, v: g.Pad(x, [0, -1, 0, 2], v), draw(2, 3), np.array(0.5)),
+    case("Pad at run time", lambda g, x, p: g.Pad(x, p, 0.0), draw(2, 3), np.array([0, 2, 0, -1])),
+    case("Pad edge at run time", lambda g, x, p: g.Pad(x, p, mode="edge"), draw(2, 3), np.array([0, 2, 0, 1])),
+]
+CASES = [*MOVES, *SLICES, *PADS]
+
+
+@pytest.mark.parametrize(("c", "opset"), rows(CASES))
+def test_derivatives(c: Case, opset: int) -> None:
+    check_case(c, opset)
+
+
+SIZES = {"N": 2, "H": 7, "W": 6}, {"N": 1, "H": 9, "W": 8}
+SYMBOLIC = [
+    moved("Reshape", lambda g, x: g.Reshape(x, [0, -1]), 2, 2, 7, 6),
+    moved("Flatten", lambda g, x: g.Flatten(x, axis=2), 2, 2, 7, 6),
+    moved("Squeeze", lambda g, x: g.Squeeze(g.Unsqueeze(x, [2])), 2, 2, 7, 6),
+    moved("Tile", lambda g, x: g.Tile(x, [1, 2, 1, 3]), 2, 2, 7, 6),
+    moved("Expand", lambda g, x: g.Expand(g.Slice(x, [0], [1], [2]), g.Shape(x)), 2, 2, 7, 6),
+    moved("Concat", lambda g, x: g.Concat(x, g.Slice(x, [2], [100], [2]), g.Tile(x, [1, 1, 2, 1]), axis=2), 2, 2, 7, 6),
+    moved("Split", lambda g, x: g.Split(x, g.Concat([2], g.Shape(x, start=2, end=3) - 2, axis=0), axis=2, n_outputs=2)[1], 2, 2, 7, 6),
+    moved("Slice", lambda g, x: g.Slice(x, [2, -3], [-1, 100], [2, 3]), 2, 2, 7, 6),
+    moved("Slice steps", lambda g, x: g.Slice(x, [1, -2], [100, -100], [2, 3], [2, -3]), 2, 2, 7, 6),
+    moved("Slice half", lambda g, x: g.Slice(x, [0], g.Shape(x, start=2, end=3) / 2, [2]), 2, 2, 7, 6),
+    moved("Pad", lambda g, x: g.Pad(x, [0, 0, 1, -2, 0, 1, 2, 3], 2.0), 2, 2, 7, 6),
+    moved("Pad reflect", lambda g, x: g.Pad(x, [0, 0, 1, 2, 0, 1, 2, 3], mode="reflect"), 2, 2, 7, 6),
+    moved("Pad to even", lambda g, x: g.Pad(x, g.Concat([0] * 6, g.Mod(g.Shape(x, start=2), 2), axis=0), 0.0), 2, 2, 7, 6),
+    moved("DepthToSpace", lambda g, x: g.DepthToSpace(g.Concat(x, x * x, axis=1), blocksize=2, mode="CRD"), 2, 2, 7, 6),
+    moved("CenterCropPad", lambda g, x: g.CenterCropPad(x, [8, 7], axes=[2, 3]), 2, 2, 7, 6, opsets=(18,)),
+]
+
+
+@pytest.mark.parametrize(("c", "opset"), rows(SYMBOLIC))
+def test_symbolic_sizes(c: Case, opset: int) -> None:
+    check_symbolic(c, opset, [("N", 2, "H", "W")], *SIZES)
+
+
+def test_axes_of_the_run_are_refused() -> None:
+    g = Graph(18)
+    x, axes = g.input("x", "float32", (3, 4)), g.input("axes", "int64", (1,))
+    for op, more in (("Slice", (g.const([0]), g.const([1]), axes)), ("Pad", (g.const([0, 1]), None, axes))):
+        (y,) = g.record(op, [x, *more], [f"y{op}"], {}, f"n{op}")
+        with pytest.raises(UnsupportedOp, match=f"{op} node 'n{op}': its axes are computed at run time"):
+            pullback(g, {y: g.input(f"dy{op}", "float32", (3, 4))}, [x])
