@@ -23,8 +23,9 @@ SMALL = 256
 class Book:
     """What is known about a model while it is edited: names in use, types, constants."""
 
-    def __init__(self, model: ModelProto) -> None:
+    def __init__(self, model: ModelProto, floats: dict[str, str] | None = None) -> None:
         self.model = model
+        self.floats: dict[str, str] = {} if floats is None else floats      # integer tensor -> a float one of equal values
         self.taken: set[str] = set()
         for nodes, graph in scopes(model):
             self.taken.update(*([n.name, *n.input, *n.output] for n in nodes))
@@ -114,6 +115,14 @@ class Pen:
             with np.errstate(over="ignore"):        # float32's lowest as a bound of float16 is -inf
                 return self.const(value, what, helper.tensor_dtype_to_np_dtype(kind))
         return self("CastLike", self.const(value, what, np.float32), model)
+
+    def reduce(self, op: str, x: str, axes: Sequence[int] | None, keepdims: int = 1) -> str:
+        """A reduction, its axes an input from opset 18 on (ReduceSum: 13)."""
+        if axes is None:
+            return self(op, x, keepdims=keepdims)
+        if self.to >= 18 or op == "ReduceSum":
+            return self(op, x, self.const(axes, "axes", np.int64), keepdims=keepdims)
+        return self(op, x, axes=list(axes), keepdims=keepdims)
 
     def keep(self) -> None:
         self.nodes.append(self.node)

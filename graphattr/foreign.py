@@ -1,7 +1,0 @@
-from __future__ import annotations
-
-import onnx
-
-
-def standardise(model: onnx.ModelProto) -> onnx.ModelProto:
-    return model

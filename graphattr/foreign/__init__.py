@@ -1,0 +1,50 @@
+"""Operators of other domains, and quantised ones, as operators of the standard domain, so that derivatives can pass."""
+
+from __future__ import annotations
+
+from onnx import ModelProto, NodeProto
+
+from ..rewrite import Book, Edit, Pen, edit, scopes
+from ..wellformed import default_opset
+from . import fused, learners, quantised
+
+__all__ = ["standardise"]
+
+EDITS: dict[tuple[str, str], Edit] = {**learners.EDITS, **fused.EDITS, **quantised.EDITS}
+"""(domain, operator) -> rewrite. One that writes nothing leaves the node as it is."""
+
+
+def standardise(model: ModelProto) -> ModelProto:
+    """The same model with foreign nodes rewritten where that is exact; the very object given when there is none.
+
+    Nodes that are not known, or whose types and shapes leave a doubt, stay. Expects opset 17 or above.
+    """
+    if not any(_key(n) in EDITS and n.op_type != "Cast" for nodes, _ in scopes(model) for n in nodes):
+        return model
+    out = ModelProto()
+    out.CopyFrom(model)
+    floats: dict[str, str] = {}
+    passes = 0
+    while _pass(out, floats):       # once more: a rewritten node's output has a type, which the next may have missed
+        passes += 1
+    return out if passes else model
+
+
+def _pass(model: ModelProto, floats: dict[str, str]) -> bool:
+    book, changed = Book(model, floats), False
+
+    def change(node: NodeProto) -> list[NodeProto]:
+        nonlocal changed
+        pen = Pen(book, node, default_opset(model) or 17)
+        rewrite = EDITS.get(_key(node))
+        if rewrite is not None:
+            rewrite(pen, node)
+        changed = changed or bool(pen.nodes)
+        return pen.nodes or [node]
+
+    edit(model.graph.node, change)
+    return changed
+
+
+def _key(node: NodeProto) -> tuple[str, str]:
+    return "" if node.domain == "ai.onnx" else node.domain, node.op_type
