@@ -67,7 +67,7 @@ class Build:
         graph = helper.make_graph(self.nodes, "net", info[:1], info[1:], self.init)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         onnx.checker.check_model(model, full_check=True)
-        return model
+        return onnx.shape_inference.infer_shapes(model)
 
 
 def cnn():
