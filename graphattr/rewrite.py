@@ -62,6 +62,12 @@ class Book:
         return found.union(*({v.name for v in g.output} for _, g in scopes(self.model) if g is not None))
 
     @cached_property
+    def levels(self) -> set[str]:
+        """Activations held as 8-bit levels; an edit adds those that it writes."""
+        return {n.output[0] for nodes, _ in scopes(self.model) for n in nodes
+                if n.op_type in ("QuantizeLinear", "DynamicQuantizeLinear")}
+
+    @cached_property
     def constants(self) -> dict[str, TensorProto]:
         """The main graph's initialisers and Constant nodes."""
         graph = self.model.graph

@@ -12,6 +12,7 @@ __all__ = ["standardise"]
 
 EDITS: dict[tuple[str, str], Edit] = {**learners.EDITS, **fused.EDITS, **quantised.EDITS}
 """(domain, operator) -> rewrite. One that writes nothing leaves the node as it is."""
+ORDINARY = {("", op) for op in ("Cast", *quantised.ON_LEVELS)}
 
 
 def standardise(model: ModelProto) -> ModelProto:
@@ -19,7 +20,7 @@ def standardise(model: ModelProto) -> ModelProto:
 
     Nodes that are not known, or whose types and shapes leave a doubt, stay. Expects opset 17 or above.
     """
-    if not any(_key(n) in EDITS and n.op_type != "Cast" for nodes, _ in scopes(model) for n in nodes):
+    if not any(_calls(n) for nodes, _ in scopes(model) for n in nodes):
         return model
     out = ModelProto()
     out.CopyFrom(model)
@@ -44,6 +45,11 @@ def _pass(model: ModelProto, floats: dict[str, str]) -> bool:
 
     edit(model.graph.node, change)
     return changed
+
+
+def _calls(node: NodeProto) -> bool:
+    """Is this a reason to begin? Ordinary operators are rewritten only among quantised ones."""
+    return node.op_type == "QuantizeLinear" or (_key(node) in EDITS and _key(node) not in ORDINARY)
 
 
 def _key(node: NodeProto) -> tuple[str, str]:

@@ -24,6 +24,7 @@ def dequantised(pen: Pen, x: str, scale: str, zero: str, axis: int | None = None
 
 def quantised(pen: Pen, y: str, scale: str, zero: str, kind: int) -> None:
     """The node's output: y / scale + zero, of the element type `kind` where there is no zero point."""
+    pen.book.levels.add(pen.node.output[0])
     zero = scalar(pen, zero) if zero else pen.const(0, "zero", helper.tensor_dtype_to_np_dtype(kind))
     pen("QuantizeLinear", y, scalar(pen, scale), zero, out=pen.node.output[0])
 
@@ -148,6 +149,24 @@ def cast(pen: Pen, n: NodeProto) -> None:
         pen("Identity", y, out=n.output[0])
 
 
+def on_levels(pen: Pen, n: NodeProto) -> None:
+    """What moves, selects or compares levels does so as floats of equal value, for integers have no derivative."""
+    linear = n.op_type == "Resize" and attribute(n, "mode", "nearest") != "nearest"
+    if linear or not any(i in pen.book.levels for i in n.input):
+        return
+    kind = pen.book.dtype(n.input[0])
+    if kind not in QUANTISED:
+        return
+    held = [o for o in n.output if o] if n.op_type == "Split" else [n.output[0]]
+    floats = {o: pen.book.fresh(f"{o}_float") for o in held}
+    one, zero = pen.const(1, "one", np.float32), pen.const(0, "zero", helper.tensor_dtype_to_np_dtype(kind))
+    inputs = [pen("DequantizeLinear", i, one, zero) if i and pen.book.dtype(i) == kind else i for i in n.input]
+    pen(n.op_type, *inputs, out=[floats.get(o, o) for o in n.output], **others(n))
+    for o, y in floats.items():
+        pen("QuantizeLinear", y, one, zero, out=o)
+    pen.book.levels.update(held)
+
+
 def matmul_integer_to_float(pen: Pen, n: NodeProto) -> None:
     """(a - az) as (b - bz) bs + bias."""
     a, b, as_, bs, az, bz, bias = [*n.input, "", "", ""][:7]
@@ -176,6 +195,9 @@ def standard(pen: Pen, n: NodeProto) -> None:
         pen(n.op_type, *n.input, out=n.output[0], **others(n))
 
 
+ON_LEVELS = ("Clip", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Max",
+             "MaxPool", "Min", "Pad", "Relu", "Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile",
+             "Transpose", "Unsqueeze")
 STANDARD: dict[str, Edit] = {
     "Cast": cast,
     "ConvInteger": conv_integer,
@@ -199,5 +221,5 @@ MICROSOFT: dict[str, Edit] = {
     "QLinearWhere": qlinear_where,
     "QuantizeLinear": standard,
 }
-EDITS: dict[tuple[str, str], Edit] = {**{("", op): f for op, f in STANDARD.items()},
+EDITS: dict[tuple[str, str], Edit] = {**{("", op): on_levels for op in ON_LEVELS}, **{("", op): f for op, f in STANDARD.items()},
                                       **{("com.microsoft", op): f for op, f in MICROSOFT.items()}}

@@ -255,6 +255,33 @@ def test_integers_do_not_cut_the_path():
     assert path == ["Mul", "Identity", "MatMul", "DequantizeLinear", "DynamicQuantizeLinear"]
 
 
+@pytest.mark.parametrize(("n", "more"), [
+    (ms("MaxPool", "q", domain="", kernel_shape=[2, 2]), {}),
+    (ms("Reshape", "q,n", domain=""), {"n": np.array([0, -1], I64)}),
+    (ms("Transpose", "q", domain="", perm=[0, 2, 3, 1]), {}),
+    (ms("Concat", "q,w,q", domain="", axis=0), {"w": levels(1, 3, 6, 5)}),
+    (ms("Pad", "q,n,c", domain=""), {"n": np.array([0, 0, 1, 0, 0, 0, 0, 1], I64), "c": U8(120)}),
+    (ms("Resize", "q,,n", domain=""), {"n": np.array([1, 1, 2, 1.5], F)}),
+    (ms("Split", "q", "y,v", domain="", axis=2), {}),
+    (ms("Gather", "q,n", domain="", axis=1), {"n": np.array([2, 0], I64)}),
+    (ms("Clip", "q,c", domain=""), {"c": U8(120)}),
+], ids=lambda v: getattr(v, "op_type", ""))
+def test_levels_pass_as_floats(n, more):
+    """Between quantised operators some work on the levels themselves."""
+    quantise = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"])
+    new = same(model([quantise, n], {"x": IMAGE}, {**QA, **more}, outputs=list(n.output)), {"x": IMAGE})
+    assert [k.op_type for k in new.graph.node if n.output[0] in k.output] == ["QuantizeLinear"]
+
+
+def test_bytes_that_are_no_levels_stay():
+    data = levels(2, 3, 6, 5)
+    nodes = [ms("Transpose", "x", "t", domain="", perm=[0, 2, 3, 1]),
+             helper.make_node("DequantizeLinear", ["t", "s", "z"], ["f"]),
+             helper.make_node("QuantizeLinear", ["f", "s", "z"], ["y"])]
+    m = model(nodes, {"x": data}, QA)
+    assert standardise(m) is m
+
+
 def test_bodies_are_rewritten():
     def body(name):
         return helper.make_graph([ms("Gelu", "x", name)], name + "_body", [], [helper.make_tensor_value_info(name, 1, [2, 4, 8])])
