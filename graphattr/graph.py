@@ -257,7 +257,7 @@ class Graph:
         if name is None and len(values) == 1 and _known(values[0].content):
             self._names.discard(values[0].name)
             return (self.const(values[0].content, values[0].dtype),)
-        node = Node(op, inputs, tuple(values), attrs, self.fresh(values[0].name if values else op) if name is None else name, domain)
+        node = Node(op, inputs, tuple(values), attrs, (values[0].name if values else self.fresh(op)) if name is None else name, domain)
         self.nodes.append(node)
         self._producer.update(dict.fromkeys(values, node))
         return node.outputs

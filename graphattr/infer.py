@@ -67,7 +67,7 @@ def _key(op: str, opset: int, inputs: Sequence[Value | None], attrs: Mapping[str
     """What the result depends on; None when it is not worth remembering."""
     try:
         items = tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in attrs.items()))
-        key = (op, opset, n_outputs, items, tuple(v and (v.dtype, v.shape, v.content, _small(v)) for v in inputs))
+        key = (op, opset, n_outputs, items, tuple(None if v is None else (v.dtype, v.shape, v.content, _small(v)) for v in inputs))
         hash(key)
     except TypeError:
         return None

@@ -109,7 +109,7 @@ class LayerGraph:
         seen, stack = set(), list(layer.xs)
         while stack:
             x = stack.pop()
-            if x in seen or x in self.roots:
+            if x in seen or (x in self.roots and x not in made):
                 continue
             seen.add(x)
             if x not in made or made[x].kind != "structure":
@@ -140,7 +140,7 @@ def to_layers(g: Graph, roots: Sequence[Value], keep: Iterable[Value] = ()) -> L
     layers: list[Layer] = []
     taken: set[int] = set()
     for node in g.nodes:
-        if id(node) in taken or is_constant(node) or not any(v in data for v in node.uses) or all(v in roots for v in node.outputs):
+        if id(node) in taken or is_constant(node) or not any(v in data for v in node.uses):
             continue
         layer = _layer(g, node, data, kept, readers)
         taken.update(id(n) for n in layer.nodes)
