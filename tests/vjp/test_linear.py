@@ -31,7 +31,8 @@ def gemm(name: str, *shapes: tuple[int, ...], **attrs: Any) -> Case:
 
 
 def matmul(a: tuple[int, ...], b: tuple[int, ...]) -> Case:
-    return case(f"MatMul {a} {b}", lambda g, *v: g.MatMul(*v), draw(*a), draw(*b), dynamic=(0,) if len(a) > 2 and len(b) == 2 else ())
+    return case(f"MatMul {a} {b}", lambda g, *v: g.MatMul(*v), draw(*a), draw(*b),
+                dynamic=(0,) if len(a) > 2 and len(b) == 2 else ())
 
 
 def einsum(equation: str, *shapes: tuple[int, ...]) -> Case:
@@ -53,8 +54,10 @@ CONV = [
     conv("depthwise", (2, 3, 6, 5), (3, 1, 3, 3), True, group=3, pads=[1, 1, 1, 1], strides=[2, 2]),
     conv("depthwise multiplier, dilation", (1, 2, 9), (6, 1, 3), group=2, dilations=[3], pads=[1, 2]),
     conv("3-D groups", (1, 4, 3, 3, 4), (4, 2, 2, 2, 2), group=2, strides=[1, 2, 1]),
-    *(conv(f"{mode} {x[2:]} {k} s{s} d{d}", x, (2, 2, *k), auto_pad=mode, strides=s, dilations=d) for mode in ("SAME_UPPER", "SAME_LOWER")
-      for x, k, s, d in [((1, 2, 7, 6), (3, 2), [2, 2], [1, 1]), ((1, 2, 6, 5), (2, 4), [1, 3], [1, 1]), ((1, 2, 7), (1,), [3], [1]),
+    *(conv(f"{mode} {x[2:]} {k} s{s} d{d}", x, (2, 2, *k), auto_pad=mode, strides=s, dilations=d)
+      for mode in ("SAME_UPPER", "SAME_LOWER")
+      for x, k, s, d in [((1, 2, 7, 6), (3, 2), [2, 2], [1, 1]), ((1, 2, 6, 5), (2, 4), [1, 3], [1, 1]),
+                         ((1, 2, 7), (1,), [3], [1]),
                          ((1, 2, 8), (4,), [2], [1])]),
     conv("VALID", (1, 2, 7, 6), (2, 2, 3, 2), auto_pad="VALID", strides=[2, 1]),
 ]
@@ -84,14 +87,20 @@ PRODUCTS = [
     gemm("no C", (3, 4), (4, 2)),
     *(gemm(f"C {c}", (3, 4), (4, 2), c) for c in [(2,), (1,), (), (3, 1), (1, 2)]),
     case("Gemm batch", lambda g, *v: g.Gemm(*v, transB=1), draw(3, 4), draw(2, 4), draw(2)),
-    *(matmul(a, b) for a, b in [((3, 4), (4, 2)), ((2, 3, 4), (4, 2)), ((2, 3, 4), (2, 4, 2)), ((3, 4), (2, 4, 2)), ((2, 1, 3, 4), (5, 4, 2)),
-                                ((4,), (4, 2)), ((3, 4), (4,)), ((4,), (4,)), ((4,), (2, 4, 3)), ((2, 3, 4), (4,)), ((5, 2, 3, 4), (4,))]),
+    *(matmul(a, b) for a, b in [((3, 4), (4, 2)), ((2, 3, 4), (4, 2)), ((2, 3, 4), (2, 4, 2)), ((3, 4), (2, 4, 2)),
+                                ((2, 1, 3, 4), (5, 4, 2)),
+                                ((4,), (4, 2)), ((3, 4), (4,)), ((4,), (4,)), ((4,), (2, 4, 3)), ((2, 3, 4), (4,)),
+                                ((5, 2, 3, 4), (4,))]),
 ]
 EINSUM = [
-    einsum("ij,jk->ik", (3, 4), (4, 2)), einsum("ij,jk", (3, 4), (4, 2)), einsum("ba,ca", (3, 4), (2, 4)), einsum("bij,bjk->bik", (2, 3, 4), (2, 4, 2)),
-    einsum("ij->ji", (3, 4)), einsum("ij->i", (3, 4)), einsum("ij->", (3, 4)), einsum("ij,kl->il", (3, 4), (2, 3)), einsum("i,i->", (3,), (3,)),
-    einsum("i,j,k->kij", (3,), (2,), (4,)), einsum("bhqd, bhkd -> bhqk", (2, 2, 3, 4), (2, 2, 2, 4)), einsum("a,abc,c->b", (2,), (2, 3, 4), (4,)),
-    einsum("...ij,...jk->...ik", (2, 3, 4), (2, 4, 2)), einsum("...ij,jk->...ik", (2, 3, 4), (4, 2)), einsum("...ij,...jk", (5, 1, 3, 4), (1, 2, 4, 2)),
+    einsum("ij,jk->ik", (3, 4), (4, 2)), einsum("ij,jk", (3, 4), (4, 2)), einsum("ba,ca", (3, 4), (2, 4)),
+    einsum("bij,bjk->bik", (2, 3, 4), (2, 4, 2)),
+    einsum("ij->ji", (3, 4)), einsum("ij->i", (3, 4)), einsum("ij->", (3, 4)), einsum("ij,kl->il", (3, 4), (2, 3)),
+    einsum("i,i->", (3,), (3,)),
+    einsum("i,j,k->kij", (3,), (2,), (4,)), einsum("bhqd, bhkd -> bhqk", (2, 2, 3, 4), (2, 2, 2, 4)),
+    einsum("a,abc,c->b", (2,), (2, 3, 4), (4,)),
+    einsum("...ij,...jk->...ik", (2, 3, 4), (2, 4, 2)), einsum("...ij,jk->...ik", (2, 3, 4), (4, 2)),
+    einsum("...ij,...jk", (5, 1, 3, 4), (1, 2, 4, 2)),
 ]
 CASES = [*CONV, *TRANSPOSED, *BEYOND_ORT, *PRODUCTS, *EINSUM]
 BATCH_LAST = case("Einsum batch", lambda g, *v: g.Einsum(*v, equation="nij,jk->nik"), draw(2, 3, 4), draw(4, 2))
@@ -142,7 +151,8 @@ def test_symbolic_sizes(c: Case, shape: tuple[Any, ...]) -> None:
 
 def test_symbolic_matrix_sizes() -> None:
     sizes = {"N": 2, "T": 3, "S": 4}, {"N": 1, "T": 5, "S": 2}
-    check_symbolic(case("attention", lambda g, q, k: g.MatMul(q, g.Transpose(k, perm=[0, 2, 1])), draw(2, 3, 4), draw(2, 3, 4)), 17,
+    check_symbolic(case("attention", lambda g, q, k: g.MatMul(q, g.Transpose(k, perm=[0, 2, 1])), draw(2, 3, 4), draw(2, 3, 4)),
+                   17,
                    [("N", "T", 4), ("N", "S", 4)], *sizes)
     check_symbolic(case("einsum", lambda g, q, k: g.Einsum(q, k, equation="ntd,nsd->nt"), draw(2, 3, 4), draw(2, 3, 4)), 17,
                    [("N", "T", 4), ("N", "S", 4)], *sizes)

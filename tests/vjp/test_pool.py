@@ -38,7 +38,8 @@ DILATED: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
 
 
 def pool(op: str, name: str, x: tuple[int, ...], **attrs: Any) -> Case:
-    newest = name.startswith("ceil, window beyond") and op != "MaxPool"  # before 22, ONNX Runtime's loader counts one window too many
+    # before 22, ONNX Runtime's loader counts one window too many
+    newest = name.startswith("ceil, window beyond") and op != "MaxPool"
     since = 22 if newest else 19 if op == "AveragePool" and "dilations" in attrs else 18 if op == "LpPool" else 17
     array = np.linspace(-2, 2, int(np.prod(x)))[np.random.default_rng(1).permutation(int(np.prod(x)))].reshape(x)  # no near ties
     return case(f"{op} {name}", lambda g, v: g.emit(op, v, **attrs), array, opsets=(since,))
@@ -46,12 +47,17 @@ def pool(op: str, name: str, x: tuple[int, ...], **attrs: Any) -> Case:
 
 MAX = [*(pool("MaxPool", name, x, **a) for name, x, a in [*GEOMETRIES, *DILATED]),
        pool("MaxPool", "column-major indices", (1, 2, 4, 6), kernel_shape=[3, 2], storage_order=1),
-       case("MaxPool whose Indices are given", lambda g, x: g.MaxPool(x, n_outputs=2, kernel_shape=[2], strides=[1])[0], draw(2, 2, 5)),
-       case("MaxPool whose Indices are column-major", lambda g, x: g.MaxPool(x, n_outputs=2, kernel_shape=[2, 2], storage_order=1)[0], draw(2, 2, 4, 3))]
-AVERAGE = [pool("AveragePool", f"{name} pad{include}", x, **a, count_include_pad=include) for include in (0, 1) for name, x, a in [*GEOMETRIES, *DILATED]]
-LP = [*(pool("LpPool", name, x, **a) for name, x, a in [*GEOMETRIES, *DILATED]), pool("LpPool", "p=1", (1, 2, 7), kernel_shape=[3], strides=[2], p=1),
+       case("MaxPool whose Indices are given", lambda g, x: g.MaxPool(x, n_outputs=2, kernel_shape=[2], strides=[1])[0],
+            draw(2, 2, 5)),
+       case("MaxPool whose Indices are column-major",
+            lambda g, x: g.MaxPool(x, n_outputs=2, kernel_shape=[2, 2], storage_order=1)[0], draw(2, 2, 4, 3))]
+AVERAGE = [pool("AveragePool", f"{name} pad{include}", x, **a, count_include_pad=include)
+           for include in (0, 1) for name, x, a in [*GEOMETRIES, *DILATED]]
+LP = [*(pool("LpPool", name, x, **a) for name, x, a in [*GEOMETRIES, *DILATED]),
+      pool("LpPool", "p=1", (1, 2, 7), kernel_shape=[3], strides=[2], p=1),
       pool("LpPool", "p=3", (1, 2, 5, 6), kernel_shape=[3, 2], strides=[2, 1], p=3)]
-GLOBAL = [pool(op, str(x), x) for op in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool") for x in ((2, 3, 4, 5), (2, 3, 4), (2, 1, 2, 3, 2))]
+GLOBAL = [pool(op, str(x), x) for op in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
+          for x in ((2, 3, 4, 5), (2, 3, 4), (2, 1, 2, 3, 2))]
 GLOBAL += [pool("GlobalLpPool", f"p={p}", (2, 2, 3, 4), p=p) for p in (1, 3)]
 
 
@@ -82,7 +88,8 @@ SYMBOLIC = [pool(op, f"symbolic {name}", (2, 2, 7, 6), **a) for op in ("MaxPool"
     ("ceil", {"kernel_shape": [3, 2], "strides": [2, 3], "pads": [1, 1, 1, 0], "ceil_mode": 1}),
     ("SAME_UPPER", {"kernel_shape": [3, 2], "strides": [2, 2], "auto_pad": "SAME_UPPER"}),
     ("SAME_LOWER", {"kernel_shape": [2, 4], "strides": [1, 3], "auto_pad": "SAME_LOWER"}),
-    *([("count_include_pad", {"kernel_shape": [3, 2], "strides": [2, 3], "pads": [1, 1, 1, 0], "ceil_mode": 1, "count_include_pad": 1}),
+    *([("count_include_pad", {"kernel_shape": [3, 2], "strides": [2, 3], "pads": [1, 1, 1, 0], "ceil_mode": 1,
+                              "count_include_pad": 1}),
        ("SAME, count_include_pad", {"kernel_shape": [3, 4], "strides": [2, 3], "auto_pad": "SAME_UPPER", "count_include_pad": 1})]
       if op == "AveragePool" else []),
 ]]

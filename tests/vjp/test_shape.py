@@ -26,7 +26,8 @@ def cut(name: str, x: tuple[int, ...], *lists: Any, **options: Any) -> Case:
     return moved(f"Slice {name}", lambda g, v: g.Slice(v, *lists), *x, **options)
 
 
-def padded(name: str, x: tuple[int, ...], pads: list[int], mode: str = "constant", axes: Any = None, value: Any = 1.5, **options: Any) -> Case:
+def padded(name: str, x: tuple[int, ...], pads: list[int], mode: str = "constant", axes: Any = None, value: Any = 1.5,
+           **options: Any) -> Case:
     if axes is not None:
         options = {"opsets": (18,)} | options
     more = [None, axes] if axes is not None else [value] if mode == "constant" and value is not None else []
@@ -60,7 +61,8 @@ MOVES = [
     moved("SpaceToDepth", lambda g, x: g.SpaceToDepth(x, blocksize=2), 2, 2, 4, 6),
     *(moved(f"Trilu {upper} {k}", lambda g, x, u=upper, k=k: g.Trilu(x, *([k] if k is not None else []), upper=u), 2, 3, 4)
       for upper in (0, 1) for k in (None, -1, 1)),
-    moved("ReverseSequence", lambda g, x: g.ReverseSequence(x, g.const([2, 3, 1]), batch_axis=1, time_axis=0), 4, 3, 2, dynamic=()),
+    moved("ReverseSequence", lambda g, x: g.ReverseSequence(x, g.const([2, 3, 1]), batch_axis=1, time_axis=0), 4, 3, 2,
+          dynamic=()),
     moved("CenterCropPad", lambda g, x: g.CenterCropPad(x, [3, 6], axes=[1, 2]), 2, 5, 4, opsets=(18,)),
 ]
 SLICES = [
@@ -74,9 +76,11 @@ SLICES = [
     cut("one of each", (2, 7, 5), [5, 1], [-8, 4], [1, 2], [-3, 1]),
     cut("batch", (5, 3), [1], [4], [0], dynamic=()),
     cut("nothing", (2, 4), [3], [3], [1]),
-    case("Slice int32", lambda g, x: g.Slice(x, *(g.const(v, np.int32) for v in ([1, -1], [3, 0], [1, 2], [1, -1]))), draw(2, 4, 3)),
+    case("Slice int32", lambda g, x: g.Slice(x, *(g.const(v, np.int32) for v in ([1, -1], [3, 0], [1, 2], [1, -1]))),
+         draw(2, 4, 3)),
     case("Slice at run time", lambda g, x, s, e: g.Slice(x, s, e, [1, 2]), draw(2, 7, 5), np.array([-6, 2]), np.array([4, 100])),
-    case("Slice steps at run time", lambda g, x, s, e, d: g.Slice(x, s, e, [1, 2], d), draw(2, 7, 5), np.array([-1, 0]), np.array([1, 5]),
+    case("Slice steps at run time", lambda g, x, s, e, d: g.Slice(x, s, e, [1, 2], d), draw(2, 7, 5), np.array([-1, 0]),
+         np.array([1, 5]),
          np.array([-2, 1])),
 ]
 PADS = [
@@ -110,7 +114,8 @@ SYMBOLIC = [
     moved("Tile", lambda g, x: g.Tile(x, [1, 2, 1, 3]), 2, 2, 7, 6),
     moved("Expand", lambda g, x: g.Expand(g.Slice(x, [0], [1], [2]), g.Shape(x)), 2, 2, 7, 6),
     moved("Concat", lambda g, x: g.Concat(x, g.Slice(x, [2], [100], [2]), g.Tile(x, [1, 1, 2, 1]), axis=2), 2, 2, 7, 6),
-    moved("Split", lambda g, x: g.Split(x, g.Concat([2], g.Shape(x, start=2, end=3) - 2, axis=0), axis=2, n_outputs=2)[1], 2, 2, 7, 6),
+    moved("Split", lambda g, x: g.Split(x, g.Concat([2], g.Shape(x, start=2, end=3) - 2, axis=0), axis=2, n_outputs=2)[1], 2, 2,
+          7, 6),
     moved("Slice", lambda g, x: g.Slice(x, [2, -3], [-1, 100], [2, 3]), 2, 2, 7, 6),
     moved("Slice steps", lambda g, x: g.Slice(x, [1, -2], [100, -100], [2, 3], [2, -3]), 2, 2, 7, 6),
     moved("Slice half", lambda g, x: g.Slice(x, [0], g.Shape(x, start=2, end=3) / 2, [2]), 2, 2, 7, 6),

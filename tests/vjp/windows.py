@@ -51,10 +51,11 @@ def reads(x: Array, out: Sequence[int], kernel: Sequence[int], s: Any, d: Any, b
         yield at, wide[(..., *(slice(k * f, k * f + (o - 1) * e + 1, e) for k, f, o, e in zip(at, d, out, s, strict=True)))]
 
 
-class Conv(OpRun):  # type: ignore[misc]
+class Conv(OpRun):
     op_domain = ""
 
-    def _run(self, x, w, b=None, auto_pad=None, dilations=None, group=None, kernel_shape=None, pads=None, strides=None):  # type: ignore[no-untyped-def]
+    def _run(self, x, w, b=None, auto_pad=None, dilations=None, group=None, kernel_shape=None, pads=None,
+             strides=None):
         group, kernel = group or 1, w.shape[2:]
         s, d, span, begin, end = resolve(x, kernel, auto_pad, dilations, pads, strides)
         out = extents(x.shape[2:], s, span, begin, end)
@@ -67,10 +68,10 @@ class Conv(OpRun):  # type: ignore[misc]
         return (y if b is None else y + b.reshape(-1, *[1] * len(out)),)
 
 
-class ConvTranspose(OpRun):  # type: ignore[misc]
+class ConvTranspose(OpRun):
     op_domain = ""
 
-    def _run(self, x, w, b=None, auto_pad=None, dilations=None, group=None, kernel_shape=None, output_padding=None,  # type: ignore[no-untyped-def]
+    def _run(self, x, w, b=None, auto_pad=None, dilations=None, group=None, kernel_shape=None, output_padding=None,
              output_shape=None, pads=None, strides=None):
         group, kernel, rank = group or 1, w.shape[2:], x.ndim - 2
         s, d, extra = list(strides or [1] * rank), list(dilations or [1] * rank), list(output_padding or [0] * rank)
@@ -93,10 +94,11 @@ class ConvTranspose(OpRun):  # type: ignore[misc]
         return (y if b is None else y + b.reshape(-1, *[1] * rank),)
 
 
-class AveragePool(OpRun):  # type: ignore[misc]
+class AveragePool(OpRun):
     op_domain = ""
 
-    def _run(self, x, auto_pad=None, ceil_mode=None, count_include_pad=None, dilations=None, kernel_shape=None, pads=None, strides=None):  # type: ignore[no-untyped-def]
+    def _run(self, x, auto_pad=None, ceil_mode=None, count_include_pad=None, dilations=None, kernel_shape=None, pads=None,
+             strides=None):
         s, d, span, begin, end = resolve(x, kernel_shape, auto_pad, dilations, pads, strides)
         out = extents(x.shape[2:], s, span, begin, end, bool(ceil_mode))
         ones = np.ones((1, 1, *x.shape[2:]))
@@ -107,26 +109,27 @@ class AveragePool(OpRun):  # type: ignore[misc]
         return ((sum(seen for _, seen in reads(x, out, kernel_shape, s, d, begin)) / np.maximum(count, 1)).astype(x.dtype),)
 
 
-class LpPool(OpRun):  # type: ignore[misc]
+class LpPool(OpRun):
     op_domain = ""
 
-    def _run(self, x, auto_pad=None, ceil_mode=None, dilations=None, kernel_shape=None, p=None, pads=None, strides=None):  # type: ignore[no-untyped-def]
+    def _run(self, x, auto_pad=None, ceil_mode=None, dilations=None, kernel_shape=None, p=None, pads=None,
+             strides=None):
         s, d, span, begin, end = resolve(x, kernel_shape, auto_pad, dilations, pads, strides)
         out, p = extents(x.shape[2:], s, span, begin, end, bool(ceil_mode)), p or 2
         return (sum(np.abs(seen) ** p for _, seen in reads(x, out, kernel_shape, s, d, begin)) ** (1 / p),)
 
 
-class GlobalLpPool(OpRun):  # type: ignore[misc]
+class GlobalLpPool(OpRun):
     op_domain = ""
 
-    def _run(self, x, p=None):  # type: ignore[no-untyped-def]
+    def _run(self, x, p=None):
         return ((np.abs(x) ** (p or 2)).sum(tuple(range(2, x.ndim)), keepdims=True) ** (1 / (p or 2)),)
 
 
-class GlobalMaxPool(OpRun):  # type: ignore[misc]
+class GlobalMaxPool(OpRun):
     op_domain = ""
 
-    def _run(self, x):  # type: ignore[no-untyped-def]
+    def _run(self, x):
         return (x.max(tuple(range(2, x.ndim)), keepdims=True),)
 
 
@@ -161,13 +164,14 @@ def check_symbolic(c: Case, opset: int, shapes: Sequence[Sequence[int | str]], *
     files = [(k, session(open_.outputs(k))) for k in range(1, c.order + 1)]
     rng = np.random.default_rng(5)
     for size in sizes:
-        drawn = [rng.uniform(-2, 2, [size.get(d, d) for d in s]) for s in shapes]  # type: ignore[arg-type]
-        arrays = tuple(d if a.dtype.kind == "f" else a for d, a in zip(drawn, c.arrays, strict=True))
+        drawn = [rng.uniform(-2, 2, [size.get(d, d) for d in s]) for s in shapes]
+        arrays = tuple(d.astype(c.dtype) if a.dtype.kind == "f" else a for d, a in zip(drawn, c.arrays, strict=True))
         static = Tapes(dataclasses.replace(c, arrays=arrays), opset)
         feeds = {f"x{i}": a for i, a in enumerate(arrays)}
         ys = Runner(static.outputs(0))(feeds)
-        feeds |= {n: rng.standard_normal(y.shape) for n, y in zip(static.dy_names, ys, strict=True)}
-        feeds |= {n: rng.standard_normal(feeds[x].shape) for n, x in zip(static.u_names, static.wrt_names, strict=True)}
+        feeds |= {n: rng.standard_normal(y.shape).astype(c.dtype) for n, y in zip(static.dy_names, ys, strict=True)}
+        feeds |= {n: rng.standard_normal(feeds[x].shape).astype(c.dtype)
+                  for n, x in zip(static.u_names, static.wrt_names, strict=True)}
         for order, file in files:
             part = static.outputs(order)
             want = [w for w, v in zip(Runner(part)(feeds), part.targets, strict=True) if v is not None]
