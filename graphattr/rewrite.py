@@ -139,7 +139,15 @@ def edit(field: Any, change: Callable[[NodeProto], list[NodeProto]]) -> None:
     for node in field:
         for body in bodies_of(node):
             edit(body.node, change)
-    refill(field, [new for node in field for new in change(node)])
+    refill(field, [new for node in field for new in _changed(node, change)])
+
+
+def _changed(node: NodeProto, change: Callable[[NodeProto], list[NodeProto]]) -> list[NodeProto]:
+    try:
+        return change(node)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
+        raise ModelError(f"{node.op_type} {node.name or ', '.join(node.output)!r}: its inputs or attributes do not fit the "
+                         f"operator ({type(e).__name__}: {e}); check the file with onnx.checker or export it again") from e
 
 
 def refill(field: Any, items: Iterable[Any]) -> None:

@@ -208,6 +208,7 @@ def test_imports_are_made_unique(imports, version):
 @pytest.mark.parametrize(("m", "words"), [
     (model([node("Relu")], {"x": X45}, opset=6), ["opset 6", "7 to 26"]),
     (model([node("Relu")], {"x": X45}, opset=27), ["opset 27"]),
+    (model([node("Pad")], {"x": X45}, opset=8), ["Pad 'it'", "do not fit"]),
     (model([node("Scan")], {"x": X45}, opset=8), ["Scan 'it'", "opset 9"]),
     (model([node("BatchNormalization", "x,s,b,m,v", "y,a,c,d,e")], {"x": IMAGE}, STATS, 7, ("y", "a")),
      ["'it'", "evaluation mode"]),
