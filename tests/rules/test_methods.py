@@ -94,7 +94,6 @@ def inner(c):
     return next(l.output for l in c.net.layers if l.kind in ("act", "max", "mean"))
 
 
-@pytest.mark.xfail(strict=True, reason="a tensor in wrt counts as a root, which cuts what lies above it and makes its readers first layers")
 @pytest.mark.parametrize("method", methods.METHODS)
 @pytest.mark.parametrize("name", ["cnn", "residual", "branches", "biased", "gated"])
 def test_inner_tensors(name, method):
