@@ -102,12 +102,12 @@ def freeze(table: Table) -> Graph:
     """The table's content as a Graph, with ONNX's own types; names are the file's."""
     proto = table.model.graph
     g = Graph(table.opset, proto.name or "graph")
-    g.reserve([t.name for t in proto.initializer] + [o for n in proto.node for o in n.output])
+    g.reserve([t.name for t in proto.initializer] + [name for n in proto.node for name in (n.name, *n.output)])
     types = {v.name: _declared(v) for v in [*proto.input, *proto.value_info, *proto.output]}
     env: dict[str, Value] = {}
     for t in table.surgeon.inputs:
         env[t.name] = g.input(t.name, *types[t.name])
-    for node in table.surgeon.nodes:
+    for node in _in_order(table):
         for t in node.inputs:
             if t.name and t.name not in env and getattr(t, "_values", None) is not None:
                 env[t.name] = _constant(g, t, table)
@@ -120,6 +120,28 @@ def freeze(table: Table) -> Graph:
             env[info.name] = _stored(g, held, table.source.folder)
         g.outputs.append((info.name, env[info.name]))
     return g
+
+
+def _in_order(table: Table) -> list[Any]:
+    """Nodes so that each comes after those it reads; in the file's order where that is so already."""
+    made = {t.name: n for n in table.surgeon.nodes for t in n.outputs if t.name}  # graphsurgeon's own sort recurses
+    done: set[int] = set()
+    order: list[Any] = []
+    for first in table.surgeon.nodes:
+        stack = [first]
+        while stack:
+            node = stack[-1]
+            proto = table.protos.get(id(node))
+            reads = [t.name for t in node.inputs] + (list(_captured(proto)) if proto is not None else [])
+            before = [made[name] for name in reads if name in made and id(made[name]) not in done and made[name] is not node]
+            if id(node) in done or not before:
+                stack.pop()
+                if id(node) not in done:
+                    done.add(id(node))
+                    order.append(node)
+            else:
+                stack.extend(before)
+    return order
 
 
 def _declared(info: onnx.ValueInfoProto) -> tuple[Any, Shape | None]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,7 @@ __all__ = ["Graph", "Layer", "Operand", "Out", "Site", "Value", "constant_like",
            "rule", "seed", "total"]
 
 Operand = float | Sequence[float] | np.ndarray[Any, Any]  # a number, one number per channel, or an array that broadcasts
+F = TypeVar("F", bound=Callable[..., Any])
 KINDS = {"linear", "sum", "mean", "shift", "scale", "batchnorm", "norm", "product", "quotient", "bilinear", "softmax", "relu", "smooth",
          "maxpool", "structure", "other"}
 ENTRY_POINTS = "graphattr.rules"
@@ -92,29 +93,29 @@ class Registry:
 REGISTRY = Registry()
 
 
-def rule(name: str, kinds: set[str] | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def rule(name: str, kinds: set[str] | None = None) -> Callable[[F], F]:
     """Register the function below as the rule `name` for layers of these kinds (default: all)."""
     unknown = (kinds or set()) - KINDS
     if unknown:
         raise MethodError(f"rule {name!r}: unknown kind {min(unknown)!r}{did_you_mean(min(unknown), KINDS)}")
 
-    def register(f: Callable[..., Any]) -> Callable[..., Any]:
+    def register(f: F) -> F:
         _add(REGISTRY.rules, Rule(name, frozenset(kinds or KINDS), f, parameters(f), _summary(f), _where(f)))
         return f
     return register
 
 
-def seed(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def seed(name: str) -> Callable[[F], F]:
     """Register `f(g, y, onehot) -> seeds`: one Value per backward pass."""
-    def register(f: Callable[..., Any]) -> Callable[..., Any]:
+    def register(f: F) -> F:
         _add(REGISTRY.seeds, Step(name, f, parameters(f), _summary(f), _where(f)))
         return f
     return register
 
 
-def finish(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def finish(name: str) -> Callable[[F], F]:
     """Register `f(g, x, maps, *, baselines...) -> attribution`: what is made of the backward passes' results at x."""
-    def register(f: Callable[..., Any]) -> Callable[..., Any]:
+    def register(f: F) -> F:
         _add(REGISTRY.finishes, Step(name, f, parameters(f), _summary(f), _where(f)))
         return f
     return register
