@@ -147,6 +147,8 @@ def _certain(op: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any], 
         return _broadcast(x.shape, target)
     if op.startswith("Reduce") and shape is None and attrs.get("keepdims", 1):
         return (None,) * len(x.shape)
+    if op == "Resize" and shape is not None:
+        return _resized(x.shape, inputs, attrs, shape)
     if op in WINDOWED and shape is not None and (None in shape or attrs.get("ceil_mode")):
         kernel = attrs.get("kernel_shape") or (inputs[1].shape[2:] if op == "Conv" and inputs[1] is not None and inputs[1].shape else None)
         if kernel and all(isinstance(k, int) for k in kernel):
@@ -179,6 +181,19 @@ def _broadcast(a: Shape, b: Shape) -> Shape:
     a, b = (1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b
     return tuple(q if p == 1 else p if q == 1 or p == q or isinstance(p, int) else q if isinstance(q, int) else None
                  for p, q in zip(a, b, strict=True))
+
+
+def _resized(source: Shape, inputs: Sequence[Value | None], attrs: Mapping[str, Any], shape: Shape) -> Shape:
+    """Axes of scale 1 keep their name; axes of a known size take it."""
+    dims, (scales, sizes) = list(shape), (*inputs[2:], None, None)[:2]
+    factors = scales.data.tolist() if scales is not None and scales.data is not None else []
+    known = sizes.content if sizes is not None and isinstance(sizes.content, tuple) else ()
+    for i, axis in enumerate(attrs.get("axes") or range(len(source))):
+        if dims[axis] is None and i < len(factors):
+            dims[axis] = source[axis] if factors[i] == 1 else None
+        elif dims[axis] is None and i < len(known) and attrs.get("keep_aspect_ratio_policy", "stretch") == "stretch":
+            dims[axis] = known[i]
+    return tuple(dims)
 
 
 def _window(size: Dim, inferred: Dim, axis: int, kernel: Sequence[Any], attrs: Mapping[str, Any]) -> Dim:

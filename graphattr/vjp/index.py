@@ -48,9 +48,14 @@ def put(g: Graph, dy: Value, where: Value, size: Value, axis: int) -> Value:
 
 @vjp("Gather")
 def gather(g: Graph, n: Node, dy: Value) -> Cotangents:
-    """dx = dy added at the gathered positions, the index taken as a vector."""
+    """dx = dy added at the gathered positions, the index taken as a vector; around a single known one there are zeros."""
     x, where = operands(n)
     axis = n.attrs.get("axis", 0) % x.rank
+    if isinstance(where.content, int):
+        before, after, size, zero = g.const([where.content]), g.const([-1 - where.content]), extent(g, x, axis), g.const([0])
+        before, after = (before, size + after) if where.content >= 0 else (size + before, after)
+        pads = [v if a == axis else zero for v in (before, after) for a in range(x.rank)]
+        return (g.emit("Pad", g.Unsqueeze(dy, [axis]), g.Concat(*pads, axis=0), 0.0, out_shape=x.shape),)
     shape = [count(g, where) if a == axis else extent(g, x, a) for a in range(x.rank)]
     return (put(g, g.Reshape(dy, g.Concat(*shape, axis=0)), flat(g, where), extent(g, x, axis), axis),)
 

@@ -113,6 +113,8 @@ def matmul(g: Graph, n: Node, dy: Value) -> Cotangents:
     dy = g.Unsqueeze(dy, [-1]) if column else dy
     dy = g.Unsqueeze(dy, [-2]) if row else dy
     da = g.MatMul(dy, flipped(g, g.Unsqueeze(b, [1]) if column else b)) if 0 in n.needs else None
+    if b.rank == 2 and a.rank > 2:  # one product over all rows, instead of one per batch and then their sum
+        a, dy = g.Flatten(a, axis=a.rank - 1), g.Flatten(dy, axis=dy.rank - 1)
     db = g.MatMul(flipped(g, g.Unsqueeze(a, [0]) if row else a), dy) if 1 in n.needs else None
     return (g.Squeeze(da, [-2]) if row and da is not None else da, g.Squeeze(db, [-1]) if column and db is not None else db)
 

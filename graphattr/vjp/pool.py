@@ -38,11 +38,14 @@ def average_pool(g: Graph, n: Node, dy: Value) -> tuple[Value | None, ...]:
     """dx = adjoint of the window sum, of dy / (number of elements the window divides by)."""
     (x,) = operands(n)
     win, ones = pool_window(g, n, x)
+    include, ceil = n.attrs.get("count_include_pad", 0), n.attrs.get("ceil_mode", 0)
+    if not ceil and (include or not any(p != 0 for p in (*win.begin, *win.end))):
+        return (window_adjoint(g, dy / float(np.prod(n.attrs["kernel_shape"])), ones, x, win),)
     plane = g.Expand(g.const(1.0, x.dtype), g.Concat([1, 1], g.emit("Shape", x, start=2), axis=0))
-    share = g.Max(slide(g, plane, ones, dy, win, 1, (1, 1, *dims(dy)[2:])), 1.0)
-    if n.attrs.get("count_include_pad", 0):  # the divisor of the very operator: what it makes of a plane of ones
-        return (window_adjoint(g, dy * (g.AveragePool(plane, **n.attrs) / share), ones, x, win),)
-    return (window_adjoint(g, dy / share, ones, x, win),)
+    count = g.Max(slide(g, plane, ones, dy, win, 1, (1, 1, *dims(dy)[2:])), 1.0)
+    if include:  # an overhanging window divides by less than its size: by what, says the operator itself on a plane of ones
+        return (window_adjoint(g, dy * (g.AveragePool(plane, **n.attrs) / count), ones, x, win),)
+    return (window_adjoint(g, dy / count, ones, x, win),)
 
 
 def pool_window(g: Graph, n: Node, x: Value) -> tuple[Window, Value]:

@@ -148,7 +148,7 @@ def _unpad(g: Graph, n: Node, dy: Value, x: Value, value: Value | None, before: 
     if not axes:
         return (dy,)
     starts = [g.Max(before[a], [0]) for a in axes]
-    ends = [extent(g, dy, a) - g.Max(after[a], [0]) for a in axes]
+    ends = [extent(g, dy, a) - after[a] for a in axes]  # a Slice stops at the end anyway
     signs = [v.content[0] if isinstance(v.content, tuple) else None for a in axes for v in (before[a], after[a])]
     cuts = any(not isinstance(s, int) or s < 0 for s in signs)
     inside = g.emit("Slice", dy, g.Concat(*starts, axis=0), g.Concat(*ends, axis=0), axes, out_shape=None if cuts else x.shape)

@@ -1,9 +1,0 @@
-"""Machine-shaped rewrites."""
-
-from __future__ import annotations
-
-from .graph import Graph
-
-
-def lower(g: Graph) -> Graph:
-    return g
