@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from .graph import Graph, Node, Value
 
@@ -27,23 +27,30 @@ def with_nodes(g: Graph, nodes: Sequence[Node], outputs: Iterable[tuple[str, Val
     return new
 
 
-def replay(g: Graph, rewrite: Callable[[Node, tuple[Value | None, ...]], Sequence[Value] | Node | None]) -> Graph:
-    """Walk the nodes in order; `rewrite(node, inputs)` gives a node in its place, values that stand for its outputs, or None to keep it."""
+def replay(g: Graph, rewrite: Callable[[Graph, Node, dict[Value, Value]], Sequence[Value] | Node | None]) -> Graph:
+    """Walk the nodes in order and write a new graph. `rewrite(new, node, stands)` gives values that stand for the node's outputs,
+    a node in its place, or None to keep it; `stands` maps what was replaced so far. What a subgraph reads is kept."""
     new = with_nodes(g, [])
     stands: dict[Value, Value] = {}
+    held = {v for n in g.nodes for sub in n.subgraphs for v in sub.captured()}
     for node in g.nodes:
-        inputs = tuple(stands.get(v, v) if v is not None else None for v in node.inputs)
-        result = rewrite(node, inputs)
+        result = None if any(v in held for v in node.outputs) else rewrite(new, node, stands)
         if result is None:
-            result = node if inputs == node.inputs else dataclasses.replace(node, inputs=inputs)
+            result = moved(node, stands)
         if isinstance(result, Node):
             new.nodes.append(result)
+            new._producer.update(dict.fromkeys(result.outputs, result))
             stands.update((a, b) for a, b in zip(node.outputs, result.outputs, strict=False) if a is not b)
         else:
             stands.update(zip(node.outputs, result, strict=True))
     new.outputs = [(name, stands.get(v, v)) for name, v in g.outputs]
-    new._producer = {v: n for n in new.nodes for v in n.outputs}
     return new
+
+
+def moved(node: Node, stands: Mapping[Value, Value]) -> Node:
+    """The node reading what stands for its inputs now."""
+    inputs = tuple(stands.get(v, v) if v is not None else None for v in node.inputs)
+    return node if inputs == node.inputs else dataclasses.replace(node, inputs=inputs)
 
 
 def share_pools(g: Graph) -> Graph:
@@ -51,14 +58,14 @@ def share_pools(g: Graph) -> Graph:
     with_switches = {_key(n): n for n in g.nodes if n.op == "MaxPool" and len(n.outputs) == 2}
     done: dict[object, tuple[Value, ...]] = {}
 
-    def rewrite(node: Node, inputs: tuple[Value | None, ...]) -> Sequence[Value] | Node | None:
+    def rewrite(new: Graph, node: Node, stands: dict[Value, Value]) -> Sequence[Value] | Node | None:
         both = with_switches.get(_key(node)) if node.op == "MaxPool" else None
         if both is None:
             return None
         if _key(node) in done:
             return done[_key(node)][:len(node.outputs)]
         done[_key(node)] = (node.outputs[0], both.outputs[1])
-        return dataclasses.replace(node, inputs=inputs, outputs=done[_key(node)])
+        return dataclasses.replace(moved(node, stands), outputs=done[_key(node)])
 
     return replay(g, rewrite) if with_switches else g
 

@@ -1,0 +1,40 @@
+"""Machine-shaped rewrites: the same values, faster on one kind of machine. Standard operators only, so every file runs everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import MethodError, did_you_mean
+from ..graph import Graph
+from ..simplify import prune
+from . import convolution, flat, layout, mask, stabiliser
+from .walk import rewrite
+
+Step = Callable[[Graph], Graph]
+
+COMMON: list[Step] = [
+    lambda g: rewrite(g, mask.read_output),
+    lambda g: rewrite(g, flat.one_channel),
+    lambda g: rewrite(g, stabiliser.by_sign(g)),
+]
+TARGETS: dict[str, list[Step]] = {
+    "portable": [],
+    "cuda": [*COMMON, lambda g: rewrite(g, stabiliser.of_any_sign)],
+    "cpu": [
+        *COMMON,
+        lambda g: rewrite(g, stabiliser.blocked),
+        lambda g: rewrite(g, stabiliser.of_any_sign),
+        lambda g: rewrite(g, mask.blocked),
+        lambda g: rewrite(g, convolution.turn_transposed),
+        layout.stay_blocked,
+    ],
+}
+
+
+def lower(g: Graph, target: str = "cpu") -> Graph:
+    """The graph with the rewrites of a target: "cpu", "cuda", or "portable" (none). Nodes of the source model stay as they are."""
+    if target not in TARGETS:
+        raise MethodError(f"lowering must be one of {', '.join(TARGETS)}, not {target!r}{did_you_mean(target, TARGETS)}")
+    for step in TARGETS[target]:
+        g = prune(step(g))
+    return g

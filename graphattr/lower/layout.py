@@ -1,0 +1,69 @@
+"""ONNX Runtime's blocked layout (NCHWc): one sum or product with an operand in plain layout throws all that follows out of it.
+
+An identity (a depthwise 1x1 convolution with weight 1, exact) on the plain operand keeps the rest blocked.
+"""
+
+from __future__ import annotations
+
+from ..graph import Graph, Node, Value
+from ..simplify import replay
+from .walk import Pass, is_image, per_channel
+
+JOINS = {"Add", "Mul", "Sum"}
+FOLLOWS = {"Relu", "Sigmoid", "Tanh", "HardSigmoid", "LeakyRelu", "Clip", "BatchNormalization", "Resize"}
+POOLS = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
+BLOCK = 16
+
+
+def stay_blocked(g: Graph) -> Graph:
+    """Where a sum or product of ours has a blocked operand and feeds further blocked work: identities on its plain operands."""
+    p = Pass(g)
+    held: set[Value] = set()
+
+    def at(new: Graph, node: Node, stands: dict[Value, Value]) -> list[Value] | None:
+        operands = [v for v in node.inputs if v is not None]
+        if node.op in JOINS and _mixed(p, node, operands, held):
+            with new.scope(node.outputs[0].name.rpartition("/")[0]):
+                entered = [stands.get(v, v) if v in held else per_channel(new, stands.get(v, v), 1.0) for v in operands]
+                held.add(node.outputs[0])
+                return [new.emit(node.op, *entered, out_shape=node.outputs[0].shape)]
+        if _is_blocked(p, node, operands, held):
+            held.update(node.outputs)
+        return None
+
+    return replay(g, at)
+
+
+def _mixed(p: Pass, node: Node, operands: list[Value], held: set[Value]) -> bool:
+    y = node.outputs[0]
+    if not p.old.is_ours(y) or not is_image(y) or any(v.shape != y.shape for v in operands) or all(v in held for v in operands):
+        return False
+    return any(v in held for v in operands) and any(n.op in JOINS | FOLLOWS | {"Conv"} for n in p.users.get(y, ()))
+
+
+def _is_blocked(p: Pass, node: Node, operands: list[Value], held: set[Value]) -> bool:
+    """Whether ONNX Runtime keeps the node's result blocked (its nchwc_transformer.cc)."""
+    if node.domain or len(node.outputs) != 1 or not operands:
+        return False
+    x, y = operands[0], node.outputs[0]
+    if node.op == "Conv":
+        return _blocked_conv(p, node, x)
+    if y.shape is None or len(y.shape) != 4 or not isinstance(y.shape[1], int) or y.dtype != x.dtype:
+        return False
+    if node.op in POOLS:
+        return is_image(y) and y.dim(1) % BLOCK == 0
+    if node.op == "Concat":
+        return node.attrs.get("axis") == 1 and all(v in held and v.dim(1) % BLOCK == 0 for v in operands)
+    if node.op in JOINS:
+        return all(v in held and v.shape == y.shape for v in operands)
+    return node.op in FOLLOWS and x in held
+
+
+def _blocked_conv(p: Pass, node: Node, x: Value) -> bool:
+    w = node.inputs[1]
+    if w is None or not p.is_static(w) or not is_image(x) and (x.shape is None or x.dim(1) >= BLOCK) or w.rank != 4:
+        return False
+    group, outs, ins = node.attrs.get("group", 1), w.dim(0), w.dim(1)
+    if group == 1:
+        return ins < BLOCK or ins % 4 == 0
+    return outs % 4 == 0 if ins == 1 and outs == group else ins % BLOCK == 0 and outs // group % BLOCK == 0
