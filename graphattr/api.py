@@ -21,7 +21,7 @@ from .rule import REGISTRY, describe, load_rules
 from .runtime import Attribution, Explainer
 from .simplify import simplify
 from .source import read
-from .targets import Target, attributed, check_target, data_roots, explained_output
+from .targets import Target, attributed, check_target, data_roots, entries, explained_output
 from .version import __version__
 from .vjp import CONSTANT, VJPS
 
@@ -54,7 +54,7 @@ def street(model: Model, method: MethodLike | Sequence[MethodLike] = "lrp.epsilo
            wrt: str | Sequence[str] | None = None, fitted: Any = None, strict: bool = True, delta: bool = False, ledger: bool = False,
            strip: bool = True, rules: Sequence[str | os.PathLike[str]] = (), **params: Any) -> Iterator[tuple[str, Any]]:
     """`convert`, stage by stage: yields (stage, value) from "load" to "export"."""
-    load_rules([os.fspath(r) for r in rules])
+    _load_rules(rules)
     if fitted is not None:
         raise MethodError("fitted= was given, but no installed method has learned parameters")
     chosen = _methods(method, params)
@@ -97,12 +97,16 @@ def explain(model: Model | Explanation, inputs: Any, method: MethodLike = "lrp.e
     return Explainer(explanation, providers)(inputs, np.asarray(target, np.int64) if per_sample else None)
 
 
+def _load_rules(files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> None:
+    load_rules([os.fspath(f) for f in ([files] if isinstance(files, (str, os.PathLike)) else files)])
+
+
 def _methods(method: MethodLike | Sequence[MethodLike], params: Mapping[str, Any]) -> list[Method]:
     """The methods with their parameters; with several, a parameter goes to those that know it and must be known to one."""
-    several = list(method) if isinstance(method, (list, tuple)) else [method]
+    several: list[Any] = list(method) if isinstance(method, (list, tuple)) else [method]
     if not several:
         raise MethodError("no method was given")
-    loaded = [load_method(m if isinstance(m, Method) else os.fspath(m)) for m in several]  # type: ignore[arg-type]
+    loaded = [load_method(m) for m in several]
     if len(loaded) == 1:
         return [loaded[0].with_params(params)]
     for name in params:
@@ -116,9 +120,8 @@ def _methods(method: MethodLike | Sequence[MethodLike], params: Mapping[str, Any
 def _check_input_names(g: Graph, target: Target, wrt: Sequence[Value], params: Mapping[str, Any]) -> None:
     ours = [str(target)] if target in ("input", "seed") else []
     ours = ["target" if n == "input" else n for n in ours] + ([f"{v.name}_baseline" for v in wrt] if params.get("baselines") == "input" else [])
-    taken = {v.name for v in g.inputs} | {v.name for n in g.nodes for v in n.outputs}
     for name in ours:
-        if name in taken:
+        if name in g.names:
             raise TargetError(f"the model already has a tensor named {name!r}, which graphattr needs for its own input; rename it in the model")
 
 
@@ -146,7 +149,8 @@ def _manifest(canonical: Canonical, graph: LayerGraph, request: Request, written
         "version": __version__, "source_sha256": canonical.source.sha256,
         "method": ",".join(w.method.name for w in written), "params": dict(params),
         "target": request.target if isinstance(request.target, (str, int)) else list(request.target),
-        "target_tensor": _index_name(index), "output": name, "stripped": request.explained.stripped, "wrt": [v.name for v in request.wrt],
+        "target_tensor": _index_name(index), "entries": entries(request.explained.y),
+        "output": name, "stripped": request.explained.stripped, "wrt": [v.name for v in request.wrt],
         "outputs": source_outputs,
         "attributions": {(t if not several else f"{t}/{w.method.name}"): f"{t}_attribution{end[w.method.name]}" for w in written for t in w.attributions},
         "extras": {(e if not several else f"{e}/{w.method.name}"): f"{name}_{e}{end[w.method.name]}" for w in written for e in w.extras},
@@ -177,7 +181,7 @@ def inspect(model: Model, method: MethodLike | None = None, output: str | None =
     (layers on the path that have a rule, over all on the path), problems.
     """
     from .look import look
-    load_rules([os.fspath(r) for r in rules])
+    _load_rules(rules)
     chosen = None if method is None else _methods(method, params)[0]
     return look(canonicalise(read(model), fold_bn=params.get("bn", "affine") != "pass"), chosen, output, wrt, strip)
 

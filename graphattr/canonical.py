@@ -40,6 +40,8 @@ class Canonical:
             while successor in self.removed:
                 successor = self.removed[successor]
             raise TargetError(f"tensor {name!r} was folded away when the graph was made canonical; use its successor {successor!r}")
+        if any(v.is_const and v.name == name for n in self.graph.nodes for v in n.uses):
+            raise TargetError(f"{name!r} is a weight; attributions are of inputs and of tensors that are computed from them")
         raise TargetError(f"the model has no tensor {name!r}{did_you_mean(name, known)}")
 
 

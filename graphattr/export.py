@@ -16,7 +16,6 @@ from onnx import helper
 
 from .errors import TargetError, WriteError
 from .graph import Graph, Value
-from .infer import Shape
 from .onnxio import Tensor, stored_tensors, write_graph
 from .source import Source
 from .upgrade import MAX_IR
@@ -80,7 +79,7 @@ def export(g: Graph, source: Source, model: onnx.ModelProto, manifest: Mapping[s
 
 def name_outputs(g: Graph, added: Sequence[tuple[str, Value]]) -> None:
     """Append outputs under new names; TargetError when the model already uses one."""
-    taken = {v.name for v in g.inputs} | {name for name, _ in g.outputs} | {v.name for n in g.nodes for v in n.outputs}
+    taken = {*g.names, *(name for name, _ in g.outputs)}
     for name, value in added:
         if name in taken:
             raise TargetError(f"the model already has a tensor named {name!r}, which graphattr needs for its own output; "
@@ -127,13 +126,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return str(value)
-
-
-def shape_text(shape: Shape | None) -> str:
-    """A shape for people: (N, 3, ?, ?)."""
-    if shape is None:
-        return "?"
-    return "(" + ", ".join(str(d) if isinstance(d, int) or (d and not d.startswith("_")) else "?" for d in shape) + ")"
 
 
 # -- files --------------------------------------------------------------------------------------------------------

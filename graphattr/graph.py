@@ -156,6 +156,11 @@ class Graph:
         self._names.add(name)
         return name
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Every name in use: inputs, constants, nodes' outputs, those inside bodies too."""
+        return frozenset(self._names)
+
     def reserve(self, names: Sequence[str]) -> None:
         self._names.update(names)
         self._source_names.update(names)

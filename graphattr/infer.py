@@ -125,6 +125,14 @@ def read_type(proto: Any) -> tuple[np.dtype[Any] | None, Shape | None]:
     return dtype, tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in t.shape.dim)
 
 
+def shape_text(shape: Shape | None) -> str:
+    """A shape for people: (N, 3, ?, ?)."""
+    if shape is None:
+        return "?"
+    dims = [str(d) if isinstance(d, int) or (d and not d.startswith("_")) else "?" for d in shape]
+    return f"({dims[0]},)" if len(dims) == 1 else f"({', '.join(dims)})"
+
+
 # -- what ONNX leaves open ----------------------------------------------------------------------------------------
 def content_of(array: np.ndarray[Any, Any]) -> Content:
     """Elements of a small integer array, as shape arithmetic sees them."""
@@ -270,7 +278,8 @@ def _elementwise(f: Any) -> Any:
     def apply(args: list[Any], attrs: Mapping[str, Any]) -> Content:
         a, b = args
         if not isinstance(a, tuple) and not isinstance(b, tuple):
-            return f(a, b)
+            one: Content = f(a, b)
+            return one
         a, b = _tuple(a), _tuple(b)
         n = max(len(a), len(b))
         a, b = (a * n if len(a) == 1 else a), (b * n if len(b) == 1 else b)

@@ -11,9 +11,9 @@ import onnx
 
 from .canonical import Canonical
 from .errors import GraphattrError, ModelError, TargetError
-from .export import Explanation, read_manifest, shape_text
+from .export import Explanation, read_manifest
 from .graph import Array, Graph, Value
-from .infer import read_type
+from .infer import read_type, shape_text
 from .layers import Layer, LayerGraph, to_layers
 from .method import Method, plan
 from .runtime import Explainer, open_session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -97,15 +98,18 @@ def method_names() -> list[str]:
     return sorted(p.stem for folder in REGISTRY.folders for p in folder.glob("*.toml") if not p.stem.startswith("_"))
 
 
-def load_method(method: str | Path | Method) -> Method:
+def load_method(method: str | os.PathLike[str] | Method) -> Method:
     """A registered name, the path of a .toml, or a Method as it is."""
     load_rules()
     if isinstance(method, Method):
         return method
+    if not isinstance(method, (str, os.PathLike)):
+        raise MethodError(f"a method is a name, the path of a .toml, or a graphattr.Method, not {method!r}")
+    method = os.fspath(method)
     for folder in REGISTRY.folders:
-        if (folder / f"{method}.toml").is_file() and not str(method).startswith("_"):
-            return read_method(folder / f"{method}.toml", str(method))
-    if str(method).endswith(".toml"):
+        if method in method_names() and (folder / f"{method}.toml").is_file():
+            return read_method(folder / f"{method}.toml", method)
+    if method.endswith(".toml"):
         if not Path(method).is_file():
             raise MethodError(f"no such method file: {method}")
         return read_method(Path(method), Path(method).stem)

@@ -14,7 +14,7 @@ import onnx
 from .errors import ModelError, RunError, did_you_mean
 from .export import Explanation, read_manifest
 from .graph import Array
-from .infer import read_type
+from .infer import read_type, shape_text
 from .source import read
 
 PROVIDERS = {
@@ -53,6 +53,8 @@ class Explainer:
         self._index = manifest.get("target_tensor")
         self.session = open_session(model, folder, providers, [self._index] if self._index else [])
         self._types = {i.name: read_type(i.type) for i in model.graph.input}
+        added = [{"input": "target", "seed": "seed"}.get(str(manifest["target"])), *(f"{n}_baseline" for n in manifest["wrt"])]
+        self._ours = {name for name in added if name in self._types}
         self.inputs, self.outputs = list(self._types), [o.name for o in model.graph.output]
 
     def __call__(self, feeds: Mapping[str, Any] | Any, target: Any = None) -> Attribution:
@@ -66,18 +68,18 @@ class Explainer:
         return self._attribution(found, arrays)
 
     def _feeds(self, feeds: Mapping[str, Any] | Any, target: Any) -> dict[str, Array]:
-        own = [n for n in self._types if n not in ("target", "seed")]
+        own = [n for n in self._types if n not in self._ours]
         if not isinstance(feeds, Mapping):
             if len(own) != 1:
                 raise RunError(f"the model has {len(own)} inputs ({', '.join(own)}); give a dict of arrays by name")
             feeds = {own[0]: feeds}
-        given = dict(feeds)
+        given = {name: _array(name, value) for name, value in feeds.items()}
         if target is not None:
-            if "target" not in self._types or self.manifest.get("target") != "input":
+            if "target" not in self._ours:
                 raise RunError(f"this explanation was made for target={self.manifest.get('target')!r}; to choose the target at run time convert "
                                "with target=\"input\"")
-            rows = np.shape(given[own[0]])[0] if own and own[0] in given and np.ndim(given[own[0]]) else 1
-            given["target"] = np.broadcast_to(np.asarray(target, np.int64).reshape(-1), rows) if np.size(target) == 1 else target
+            first = next((given[n] for n in own if n in given and given[n].ndim), None)
+            given["target"] = self._spread(_array("target", target), first)
         for name in given:
             if name not in self._types:
                 raise RunError(f"the model has no input {name!r}{did_you_mean(name, self._types)} (inputs: {', '.join(self._types)})")
@@ -85,18 +87,52 @@ class Explainer:
         if missing:
             hint = "; pass target=" if missing == ["target"] else ""
             raise RunError(f"no value for input {', '.join(map(repr, missing))}{hint}")
-        return {name: self._checked(name, np.asarray(value)) for name, value in given.items()}
+        checked = {name: self._checked(name, value) for name, value in given.items()}
+        self._check_sizes(checked)
+        if "target" in self._ours:
+            self._check_target(checked["target"])
+        return checked
+
+    def _spread(self, target: Array, first: Array | None) -> Array:
+        """One index for all samples, or one per sample."""
+        fixed = (self._types["target"][1] or (None,))[0]
+        rows = fixed if isinstance(fixed, int) else 1 if first is None else len(first)
+        return np.broadcast_to(target.reshape(-1), (rows,)) if target.size == 1 else target
+
+    def _check_sizes(self, given: Mapping[str, Array]) -> None:
+        """Axes of one name must have one size, as far as the inputs are graphattr's own."""
+        known: dict[str, tuple[int, str]] = {}
+        for name in sorted(given, key=lambda n: n in self._ours):
+            for axis, (d, size) in enumerate(zip(self._types[name][1] or (), given[name].shape, strict=False)):
+                held = known.setdefault(d, (size, name)) if isinstance(d, str) else (size, name)
+                if held[0] != size and name in self._ours:
+                    raise RunError(f"input {name!r} of shape {given[name].shape} does not fit: its axis {axis} ({d}) "
+                                   f"is {held[0]} in input {held[1]!r}")
+
+    def _check_target(self, target: Array) -> None:
+        entries = self.manifest.get("entries")
+        bad = np.argwhere((target < 0) | (target >= (entries if entries is not None else np.iinfo(np.int64).max)))
+        if bad.size:
+            at = int(bad[0][0])
+            raise RunError(f"target {int(target[at])} of sample {at} is out of range: a target of output "
+                           f"{self.manifest['output']!r} is 0 to {'...' if entries is None else entries - 1}")
 
     def _checked(self, name: str, array: Array) -> Array:
         """The array in the input's dtype; RunError when its shape does not fit or the conversion would lose something."""
         dtype, shape = self._types[name]
         if dtype is not None and array.dtype != dtype:
-            if array.dtype.kind not in "fiub" or (array.dtype.kind == "f" and dtype.kind in "iu"):
-                raise RunError(f"input {name!r} must be {dtype}, not {array.dtype}")
-            array = array.astype(dtype)
+            text = dtype.kind == "O" and array.dtype.kind in "US"
+            if not text and (array.dtype.kind not in "fiub" or (array.dtype.kind in "fb" and dtype.kind in "iu")):
+                raise RunError(f"input {name!r} must be {'strings' if dtype.kind == 'O' else dtype}, not {array.dtype}")
+            if dtype.kind in "iu" and array.size:
+                low, high, allowed = int(array.min()), int(array.max()), np.iinfo(dtype)
+                if low < allowed.min or high > allowed.max:
+                    raise RunError(f"input {name!r} must be {dtype}, but holds {low} to {high}")
+            with np.errstate(over="ignore"):
+                array = array.astype(dtype)
         if shape is not None:
             if array.ndim != len(shape) or any(isinstance(d, int) and d != s for d, s in zip(shape, array.shape, strict=False)):
-                wanted = "(" + ", ".join(str(d) if d is not None else "?" for d in shape) + ")"
+                wanted = shape_text(shape)
                 hint = " (add the batch axis: x[None])" if array.ndim == len(shape) - 1 else ""
                 raise RunError(f"input {name!r} must have shape {wanted}, not {array.shape}{hint}")
             if shape and array.shape[0] == 0:
@@ -125,9 +161,7 @@ class Explainer:
         """The explained index per sample, into the explained output's flattened trailing axes."""
         if self._index:
             return np.asarray(found[self._index]).reshape(-1)
-        if "target" in feeds and self.manifest["target"] == "input":
-            return feeds["target"].reshape(-1)
-        return None
+        return feeds["target"].reshape(-1) if "target" in self._ours else None
 
 
 def open_session(model: onnx.ModelProto, folder: Path | None, providers: str | Sequence[Any] | None = None, extra_outputs: Sequence[str] = ()) -> Any:
@@ -138,7 +172,7 @@ def open_session(model: onnx.ModelProto, folder: Path | None, providers: str | S
         raise RunError("running needs ONNX Runtime: pip install \"graphattr[cpu]\" (or \"graphattr[gpu]\")") from e
     chosen = _providers(ort, providers)
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised; it need not be printed as well
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if extra_outputs:
@@ -154,14 +188,19 @@ def open_session(model: onnx.ModelProto, folder: Path | None, providers: str | S
 
 
 def _providers(ort: Any, providers: str | Sequence[Any] | None) -> list[Any]:
+    if providers is not None and not isinstance(providers, (str, list, tuple)):
+        raise RunError("providers must be \"cpu\", \"cuda\", \"tensorrt\" or a list of ONNX Runtime's names, "
+                       f"not {providers!r}")
     wanted = PROVIDERS.get(providers.lower(), [providers]) if isinstance(providers, str) else list(providers or PROVIDERS["cpu"])
     if any("CUDA" in str(p) or "Tensorrt" in str(p) for p in wanted) and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
     available = ort.get_available_providers()
     first = wanted[0][0] if isinstance(wanted[0], tuple) else wanted[0]
     if first not in available:
-        raise RunError(f"ONNX Runtime has no provider {first!r} here{did_you_mean(str(first), [*available, *PROVIDERS])} "
-                       f"(available: {', '.join(available)}); for CUDA install \"graphattr[gpu]\" instead of \"graphattr[cpu]\"")
+        known = any(first in names for names in PROVIDERS.values())
+        hint = "; install \"graphattr[gpu]\" instead of \"graphattr[cpu]\"" if known else ""
+        close = "" if known else did_you_mean(str(first), [*available, *PROVIDERS])
+        raise RunError(f"ONNX Runtime has no provider {first!r} here{close} (available: {', '.join(available)}){hint}")
     return wanted
 
 
@@ -170,6 +209,13 @@ def _model_of(explanation: Any) -> tuple[onnx.ModelProto, Path | None]:
         return explanation.model, explanation.folder
     source = read(explanation)
     return source.model, source.folder
+
+
+def _array(name: str, value: Any) -> Array:
+    try:
+        return np.asarray(value)
+    except ValueError as e:
+        raise RunError(f"input {name!r} is no array: {e}") from e
 
 
 def _first_line(e: Exception) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,11 @@ import numpy as np
 from .canonical import Canonical
 from .errors import TargetError, did_you_mean
 from .graph import Graph, Node, Value
+from .infer import shape_text
 
 TERMINAL = ("Softmax", "LogSoftmax", "Sigmoid")
 LOOK_THROUGH = ("Identity", "Reshape", "Squeeze", "Flatten", "Unsqueeze", "Cast")
+NO_RANK = "give the inputs of the model a shape (axes may be symbolic), or run onnx.shape_inference on it"
 Target = str | int | tuple[int, ...]
 
 
@@ -38,6 +41,8 @@ def explained_output(canonical: Canonical, output: str | None, strip: bool) -> E
     if output not in outputs:
         raise TargetError(f"the model has no output {output!r}{did_you_mean(output, outputs)} (outputs: {', '.join(outputs)})")
     y = outputs[output]
+    if y.is_float and y.shape is None:
+        raise TargetError(f"the rank of output {output!r} is unknown; {NO_RANK}")
     if not y.is_float:
         raise TargetError(f"output {output!r} has dtype {y.dtype or 'unknown'}; only float outputs can be explained")
     node = _terminal(canonical.graph, y) if strip else None
@@ -62,8 +67,11 @@ def attributed(canonical: Canonical, wrt: str | Sequence[str] | None) -> list[Va
         found = [v for v in canonical.graph.inputs if v.is_float]
         if not found:
             raise TargetError(_integers_only(canonical))
+        _check_ranks(found)
         return found
-    names = [wrt] if isinstance(wrt, str) else list(wrt)
+    names = [wrt] if isinstance(wrt, str) else list(wrt) if isinstance(wrt, Iterable) else [wrt]
+    if not all(isinstance(name, str) for name in names):
+        raise TargetError(f"wrt must be names of tensors, not {wrt!r}")
     if not names:
         raise TargetError("wrt is empty; name at least one tensor, or leave it out for all float inputs")
     values = [canonical.value(name) for name in dict.fromkeys(names)]
@@ -71,9 +79,14 @@ def attributed(canonical: Canonical, wrt: str | Sequence[str] | None) -> list[Va
         if not v.is_float:
             raise TargetError(f"cannot attribute to {v.name!r}: its dtype is {v.dtype or 'unknown'}, and only floats have derivatives. "
                               + _integers_only(canonical, start=""))
-        if v.shape is None:
-            raise TargetError(f"cannot attribute to {v.name!r}: its rank is unknown")
+    _check_ranks(values)
     return values
+
+
+def _check_ranks(values: Iterable[Value]) -> None:
+    for v in values:
+        if v.shape is None:
+            raise TargetError(f"cannot attribute to {v.name!r}: its rank is unknown; {NO_RANK}")
 
 
 def _integers_only(canonical: Canonical, start: str = "the model has no float input. ") -> str:
@@ -112,20 +125,28 @@ def check_target(target: Any, y: Value) -> Target:
         return target
     sizes = y.shape[1:] if y.shape is not None else ()
     if isinstance(target, (int, np.integer)) and not isinstance(target, bool):
-        entries = int(np.prod([d for d in sizes if isinstance(d, int)], dtype=np.int64)) if all(isinstance(d, int) for d in sizes) else None
-        if int(target) < 0 or (entries is not None and int(target) >= entries):
-            raise TargetError(f"target {target} is out of range: the explained output {y.name!r} has shape {y.shape}, "
-                              f"so a target is 0 to {'...' if entries is None else entries - 1}")
+        count = entries(y)
+        if int(target) < 0 or (count is not None and int(target) >= count):
+            raise TargetError(f"target {target} is out of range: the explained output {y.name!r} has shape "
+                              f"{shape_text(y.shape)}, so a target is "
+                              + ("0" if count == 1 else f"0 to {count - 1}" if count else "0 or more"))
         return int(target)
     if isinstance(target, (tuple, list)) and all(isinstance(t, (int, np.integer)) for t in target):
         if len(target) != len(sizes):
             raise TargetError(f"target {tuple(target)} has {len(target)} indices, but the explained output {y.name!r} has "
-                              f"{len(sizes)} axes after the batch (shape {y.shape})")
+                              f"{len(sizes)} axes after the batch (shape {shape_text(y.shape)})")
         for t, d in zip(target, sizes, strict=True):
             if t < 0 or (isinstance(d, int) and t >= d):
-                raise TargetError(f"target {tuple(target)} is out of range for the explained output {y.name!r} of shape {y.shape}")
+                raise TargetError(f"target {tuple(target)} is out of range for the explained output {y.name!r} of shape "
+                                  f"{shape_text(y.shape)}")
         return tuple(int(t) for t in target)
     raise TargetError(f"target must be 'argmax', 'input', 'seed', an index or a tuple of indices, not {target!r}")
+
+
+def entries(y: Value) -> int | None:
+    """How many entries one sample of the explained output has; None when that is known only at run time."""
+    sizes = y.shape[1:] if y.shape is not None else (None,)
+    return math.prod(d for d in sizes if isinstance(d, int)) if all(isinstance(d, int) for d in sizes) else None
 
 
 def one_hot(g: Graph, y: Value, target: Target) -> tuple[Value, Value]:
