@@ -69,6 +69,9 @@ def test_symbolic_sizes() -> None:
     for axis in (1, 2):
         c = case("Gather", lambda g, x, a=axis: g.Gather(x, g.const([[0, -1], [1, 1]]), axis=a), draw(2, 4, 3))
         check_symbolic(c, 17, [("N", "H", 3)], *sizes)
+    for where in (1, -2):
+        c = case("Gather one", lambda g, x, w=where: g.Gather(x, w, axis=1), draw(2, 4, 3))
+        check_symbolic(c, 17, [("N", "H", 3)], *sizes)
     check_symbolic(case("Compress", lambda g, x: g.Compress(x, g.const([True, False, True]), axis=1), draw(2, 4, 3)), 17,
                    [("N", "H", 3)], *sizes)
     check_symbolic(case("TopK", lambda g, x: g.TopK(x, [2], n_outputs=2, axis=1)[0], draw(2, 4, 3)), 17, [("N", "H", 3)], *sizes)

@@ -129,6 +129,15 @@ def test_an_empty_batch_passes(op: str) -> None:
     assert dx.shape == (0, 3, 6, 6)
 
 
+@pytest.mark.parametrize("opset", [17, 22])
+def test_no_window_starts_behind_the_end(opset: int) -> None:
+    g = Graph(opset)
+    attrs: dict[str, Any] = {"kernel_shape": [2], "strides": [3], "pads": [1, 1], "ceil_mode": 1}
+    y, where = g.MaxPool(g.input("x", "float32", (1, 1, 5)), n_outputs=2, **attrs)
+    assert y.shape == where.shape == (1, 1, 2)
+    assert g.AveragePool(g.input("z", "float32", (1, 1, 6)), **attrs).shape == (1, 1, 3)
+
+
 def test_negative_pads_are_refused() -> None:
     g = Graph(17)
     x = g.input("x", "float32", (1, 1, 5))

@@ -101,6 +101,15 @@ def test_whole_factors_need_no_matrix() -> None:
     assert not {"MatMul", "EyeLike"} & {n.op for n in g.nodes}
 
 
+def test_axes_that_keep_their_size_keep_their_name() -> None:
+    g = Graph(18)
+    x = g.input("x", "float32", ("N", 2, "H", "W"))
+    by_scale = g.Resize(x, None, np.float32([1, 1, 2.5, 1]))
+    by_size = g.Resize(x, None, None, g.Concat(g.Shape(x, end=3), [7], axis=0))
+    assert (by_scale.shape[:2], by_scale.shape[3]) == (("N", 2), "W")
+    assert by_size.shape == ("N", 2, "H", 7)
+
+
 @pytest.mark.parametrize(("attrs", "reason"), [
     ({"coordinate_transformation_mode": "tf_crop_and_resize", "mode": "linear"}, "tf_crop_and_resize"),
     ({"keep_aspect_ratio_policy": "not_larger"}, "keep_aspect_ratio_policy"),
