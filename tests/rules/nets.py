@@ -183,7 +183,7 @@ class Net:
 
     @staticmethod
     def _window(layer, space, kernel=None):
-        """Kernel, strides, pads, dilations; automatic padding makes ceil(n / stride) outputs, the odd row goes where the name says."""
+        """Kernel, strides, pads, dilations; automatic padding makes ceil(n / stride) outputs."""
         a, dims = layer.attrs, len(space)
         kernel, strides, dilations = kernel or a["kernel_shape"], a.get("strides", [1] * dims), a.get("dilations", [1] * dims)
         pads, auto = a.get("pads", [0] * 2 * dims), a.get("auto_pad", b"NOTSET").decode()
