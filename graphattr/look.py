@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from .export import Explanation, read_manifest
 from .graph import Array, Graph, Value
 from .infer import read_type, shape_text
 from .layers import Layer, LayerGraph, to_layers
-from .method import Method, plan
+from .method import Bound, Method, binder
 from .runtime import Explainer, open_session
 from .source import Source, read
 from .targets import attributed, data_roots, explained_output
@@ -38,7 +38,8 @@ def look(canonical: Canonical, method: Method | None, output: str | None, wrt: s
     if explained and tensors and not path:
         problems.append(f"output {explained.name!r} does not depend on {', '.join(repr(v.name) for v in tensors)}")
     on_path = {layer.name for layer in path}
-    rows = [_row(graph, layer, layer.name in on_path, method, problems) for layer in graph.layers]
+    bind = binder(graph, method, path) if method is not None else None
+    rows = [_row(layer, layer.name in on_path, bind, problems) for layer in graph.layers]
     covered = sum(r["on_path"] and r["problem"] is None for r in rows)
     return {
         "inputs": [_tensor(v) for v in g.inputs], "outputs": [{**_tensor(v), "name": name} for name, v in g.outputs],
@@ -54,15 +55,15 @@ def _tensor(v: Value) -> dict[str, Any]:
     return {"name": v.name, "dtype": str(v.dtype or "?"), "shape": shape_text(v.shape)}
 
 
-def _row(graph: LayerGraph, layer: Layer, on_path: bool, method: Method | None, problems: list[str]) -> dict[str, Any]:
+def _row(layer: Layer, on_path: bool, bind: Callable[[Layer, bool], Bound] | None, problems: list[str]) -> dict[str, Any]:
     """One layer's line; with a method also the rule it would get, or why none."""
     row: dict[str, Any] = {"name": layer.name, "op": layer.op, "kind": layer.kind, "shape": shape_text(layer.y.shape),
                            "parameters": _parameters(layer), "on_path": on_path, "rule": None, "line": None, "problem": None}
-    if on_path and layer.kind == "unknown" and method is None:
+    if on_path and layer.kind == "unknown" and bind is None:
         row["problem"] = f"no derivative for operator {layer.op}"
-    elif on_path and method is not None:
+    elif on_path and bind is not None:
         try:
-            bound = plan(graph, method, [layer])[layer.name]
+            bound = bind(layer, True)
             row["rule"], row["line"] = bound.rule.name, bound.line
         except GraphattrError as e:
             row["problem"] = str(e)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import fnmatch
 import os
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import networkx as nx
 
 from .errors import MethodError, UnsupportedOp, did_you_mean
 from .layers import Layer, LayerGraph
@@ -213,9 +215,17 @@ def _listed(v: Any) -> list[Any]:
 # -- plan ---------------------------------------------------------------------------------------------------------
 def plan(graph: LayerGraph, method: Method, path: Sequence[Layer], strict: bool = True) -> dict[str, Bound]:
     """The rule of each layer on the path. What has none raises, unless strict=False falls back to the gradient and says so."""
-    matched = [(line, _matching(graph, line, method.params)) for line in method.assign]
-    bound: dict[str, Bound] = {}
-    for layer in path:
+    bind = binder(graph, method, path)
+    return {layer.name: bind(layer, strict) for layer in path}
+
+
+def binder(graph: LayerGraph, method: Method, path: Sequence[Layer]) -> Callable[[Layer, bool], Bound]:
+    """A function that finds the rule of one layer of the path (or raises); positions count up to the path's end."""
+    below = {*(p.name for p in path), *(nx.ancestors(graph.topology, path[-1].name) if path else ())}
+    layers = [layer for layer in graph.layers if layer.name in below]
+    matched = [(line, _matching(graph, layers, line, method.params)) for line in method.assign]
+
+    def bind(layer: Layer, strict: bool) -> Bound:
         if layer.kind == "unknown":
             raise UnsupportedOp(_unsupported(graph, layer, path))
         line = next((a for a, names in matched if layer.name in names and layer.kind in REGISTRY.rules[a.rule].kinds), None)
@@ -223,25 +233,25 @@ def plan(graph: LayerGraph, method: Method, path: Sequence[Layer], strict: bool 
             rule = REGISTRY.rules[line.rule]
             for p in rule.params.values():
                 if p.required and p.name not in line.params:
-                    raise MethodError(f"method {method.name!r} needs a value for {p.name!r} ({describe(p.type)}): rule {rule.name!r} at layer "
-                                      f"{layer.name!r} ({line.line}) has no default; pass {p.name}=..., or --set {p.name}=...")
-            bound[layer.name] = Bound(rule, dict(line.params), line.line)
-        elif strict:
+                    raise MethodError(f"method {method.name!r} needs a value for {p.name!r} ({describe(p.type)}): rule {rule.name!r} "
+                                      f"at layer {layer.name!r} ({line.line}) has no default; pass {p.name}=..., or --set {p.name}=...")
+            return Bound(rule, dict(line.params), line.line)
+        if strict:
             raise UnsupportedOp(
                 f"method {method.name!r} has no rule for layer {layer.name!r} (operator {layer.op}, kind {layer.kind}) "
-                f"on the path {_trail(path, layer)}. Add a line for it in a table of your own (base = {method.name!r}), "
+                f"on the path {_trail(graph, path, layer)}. Add a line for it in a table of your own (base = {method.name!r}), "
                 "or pass strict=False (--no-strict) to let the plain gradient pass there; the manifest will list it")
-        else:
-            bound[layer.name] = Bound(REGISTRY.rules["gradient"], {}, "no line matched; strict=False", True)
-    return bound
+        return Bound(REGISTRY.rules["gradient"], {}, "no line matched; strict=False", True)
+
+    return bind
 
 
-def _matching(graph: LayerGraph, line: Assign, params: Mapping[str, Any]) -> set[str]:
-    """Names of the layers that a line speaks of."""
+def _matching(graph: LayerGraph, layers: Sequence[Layer], line: Assign, params: Mapping[str, Any]) -> set[str]:
+    """Names of those layers that a line speaks of."""
     where = line.where
     if any(params.get(name) is None for name in _listed(where.get("given", []))):
         return set()
-    found = [layer for layer in graph.layers
+    found = [layer for layer in layers
              if ("kind" not in where or layer.kind in _listed(where["kind"]))
              and ("op" not in where or layer.op in _listed(where["op"]))
              and ("name" not in where or any(fnmatch.fnmatchcase(layer.name, p) for p in _listed(where["name"])))]
@@ -257,12 +267,18 @@ def _unsupported(graph: LayerGraph, layer: Layer, path: Sequence[Layer]) -> str:
     node = layer.nodes[0]
     domain = f"{node.domain}:" if node.domain not in ("", "ai.onnx") else ""
     return (f"no derivative for operator {domain}{node.op} (node {layer.name!r}, opset {graph.graph.opset}), which lies on the path "
-            f"{_trail(path, layer)}. Explain an earlier tensor's effect (output=...), attribute to a later tensor (wrt=[...], "
-            f"--wrt {layer.y.name if layer.ys else '...'}), or add a derivative in graphattr/vjp")
+            f"{_trail(graph, path, layer)}. Explain another output (output=..., --output), attribute to a tensor behind it (such as "
+            f"wrt=[{layer.y.name!r}], --wrt {layer.y.name}), or add a derivative in graphattr/vjp")
 
 
-def _trail(path: Iterable[Layer], layer: Layer, around: int = 2) -> str:
-    names = [p.name for p in path]
-    at = names.index(layer.name)
-    shown = names[max(0, at - around):at + around + 1]
-    return " -> ".join(["..."] * (at > around) + [repr(n) for n in shown] + ["..."] * (at + around + 1 < len(names)))
+def _trail(graph: LayerGraph, path: Iterable[Layer], layer: Layer, around: int = 2) -> str:
+    """Some layers before and after this one, along one way from the attributed tensors to the output."""
+    on = {p.name for p in path}
+
+    def walk(step: Callable[[str], Iterable[str]]) -> list[str]:
+        names = [layer.name]
+        while len(names) < around + 2 and (after := next((n for n in step(names[-1]) if n in on), None)) is not None:
+            names.append(after)
+        return [repr(n) for n in names[1:around + 1]] + ["..."] * (len(names) > around + 1)
+
+    return " -> ".join([*walk(graph.topology.predecessors)[::-1], repr(layer.name), *walk(graph.topology.successors)])

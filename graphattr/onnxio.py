@@ -1,14 +1,9 @@
-"""ONNX file <-> Graph. With `canonical.py` the only importer of onnx_graphsurgeon.
-
-graphsurgeon is the operating table: it links nodes and tensors so that passes can cut and join. What it cannot
-represent (raw attributes, metadata, sequence types) stays in the protos kept beside it.
-"""
+"""ONNX <-> Graph: freeze what lies on the operating table; write a graph as ONNX."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +12,10 @@ import onnx
 from onnx import helper, numpy_helper
 
 from .errors import ModelError
-from .foreign import standardise
 from .graph import Array, Graph, Node, Value
 from .infer import Shape, make_attribute, read_type, schema_of
-from .source import Source, array_of
-from .upgrade import upgrade
+from .source import array_of
+from .surgery import Table, captured
 
 
 @dataclass(frozen=True)
@@ -39,62 +33,6 @@ class Tensor:
         """Size of the elements."""
         dtype = helper.tensor_dtype_to_np_dtype(self.proto.data_type)
         return int(np.prod(self.proto.dims, dtype=np.int64)) * dtype.itemsize
-
-
-@dataclass
-class Table:
-    """The model on the operating table. `removed` maps each tensor that a pass took away to its successor."""
-
-    surgeon: Any
-    model: onnx.ModelProto
-    source: Source
-    protos: dict[int, onnx.NodeProto]
-    pinned: set[str]
-    names: set[str]
-    removed: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def opset(self) -> int:
-        return next(int(o.version) for o in self.model.opset_import if o.domain in ("", "ai.onnx"))
-
-    def array(self, tensor: Any) -> Array | None:
-        """The elements of a constant tensor, None for a variable."""
-        values = getattr(tensor, "_values", None)
-        if values is None or isinstance(values, np.ndarray):
-            return values
-        proto = getattr(values, "tensor", None)
-        return array_of(proto, self.source.folder) if isinstance(proto, onnx.TensorProto) else None
-
-
-def load(source: Source) -> Table:
-    """Lay the model on the table: local functions inlined, opset >= 17, foreign operators rewritten, weights unread."""
-    import onnx_graphsurgeon as gs
-    from onnx.inliner import inline_local_functions
-
-    model = source.model
-    if len(model.functions):
-        model = inline_local_functions(model, convert_version=False)
-    model = standardise(upgrade(model))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            surgeon = gs.import_onnx(model)
-        except Exception as e:
-            raise ModelError(f"onnx-graphsurgeon cannot import this graph: {type(e).__name__}: {e}") from e
-    protos = {id(s): p for s, p in zip(surgeon.nodes, model.graph.node, strict=True)}
-    pinned = {o.name for o in model.graph.output} | {name for p in model.graph.node for name in _captured(p)}
-    names = {t.name for t in model.graph.initializer} | {o for n in model.graph.node for o in n.output} | {i.name for i in model.graph.input}
-    return Table(surgeon, model, source, protos, pinned, names)
-
-
-def _captured(node: onnx.NodeProto) -> Iterator[str]:
-    """Names of outer tensors that the bodies of If, Loop and Scan may read."""
-    for attribute in node.attribute:
-        for body in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else list(attribute.graphs):
-            yield from (o.name for o in body.output)
-            for inner in body.node:
-                yield from inner.input
-                yield from _captured(inner)
 
 
 # -- table -> graph -----------------------------------------------------------------------------------------------
@@ -132,7 +70,7 @@ def _in_order(table: Table) -> list[Any]:
         while stack:
             node = stack[-1]
             proto = table.protos.get(id(node))
-            reads = [t.name for t in node.inputs] + (list(_captured(proto)) if proto is not None else [])
+            reads = [t.name for t in node.inputs] + (list(captured(proto)) if proto is not None else [])
             before = [made[name] for name in reads if name in made and id(made[name]) not in done and made[name] is not node]
             if id(node) in done or not before:
                 stack.pop()

@@ -281,7 +281,7 @@ def quantize(g: Graph, n: Node, dy: Value) -> tuple[Value, ...]:
     level = g.Round(x / step)
     if zero is not None:
         level = level + along_axis(g, n, typed_like(g, zero, x))
-    limits: Any = ml_dtypes.iinfo(y)  # type: ignore[no-untyped-call]
+    limits: Any = ml_dtypes.iinfo(y)
     return (g.Where(g.And(level >= float(limits.min), level <= float(limits.max)), dy / step, 0.0),)
 
 
@@ -294,4 +294,4 @@ def along_axis(g: Graph, n: Node, v: Value) -> Value:
     if v.rank == 0 or v.shape == (1,):
         return v
     axis = n.attrs.get("axis", 1)
-    return g.Reshape(v, [-1] + [1] * (x.rank - 1 - axis % x.rank))  # type: ignore[no-any-return]
+    return g.Reshape(v, [-1] + [1] * (x.rank - 1 - axis % x.rank))

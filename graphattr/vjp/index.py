@@ -38,12 +38,20 @@ def flat(g: Graph, x: Value) -> Value:
     return g.Reshape(x, [-1])
 
 
+def add_at(g: Graph, base: Value, where: Value, dy: Value, axis: int) -> Value:
+    """base with dy added at `where`; half precision is summed in float32 (ONNX Runtime's CPU has no half kernel for it)."""
+    if dy.dtype is None or dy.dtype.itemsize >= 4:
+        return g.ScatterElements(base, where, dy, axis=axis, reduction="add")
+    wide = g.ScatterElements(g.Cast(base, to=1), where, g.Cast(dy, to=1), axis=axis, reduction="add")
+    return g.CastLike(wide, dy)
+
+
 def put(g: Graph, dy: Value, where: Value, size: Value, axis: int) -> Value:
     """The adjoint of Gather along an axis: zeros of `size` there, to which dy[.., j, ..] is added at where[j] (1-D)."""
     shape = g.Concat(*(size if a == axis else extent(g, dy, a) for a in range(dy.rank)), axis=0)
     if dy.rank > 1:
         where = g.Reshape(where, [-1 if a == axis else 1 for a in range(dy.rank)])
-    return g.ScatterElements(zeros(g, shape, dy), g.Expand(where, g.shape(dy)), dy, axis=axis, reduction="add")
+    return add_at(g, zeros(g, shape, dy), g.Expand(where, g.shape(dy)), dy, axis)
 
 
 @vjp("Gather")
@@ -63,7 +71,7 @@ def gather(g: Graph, n: Node, dy: Value) -> Cotangents:
 @vjp("GatherElements")
 def gather_elements(g: Graph, n: Node, dy: Value) -> Cotangents:
     x, where = operands(n)
-    return (g.ScatterElements(zeros_like(g, x), where, dy, axis=n.attrs.get("axis", 0), reduction="add"),)
+    return (add_at(g, zeros_like(g, x), where, dy, n.attrs.get("axis", 0)),)
 
 
 @vjp("GatherND")
@@ -123,4 +131,4 @@ def top_k(g: Graph, n: Node, dys: Sequence[Value | None]) -> Cotangents:
     x, dy = operands(n)[0], dys[0]
     if dy is None:
         return (None,)
-    return (g.ScatterElements(zeros_like(g, x), n.outputs[1], dy, axis=n.attrs.get("axis", -1), reduction="add"),)
+    return (add_at(g, zeros_like(g, x), n.outputs[1], dy, n.attrs.get("axis", -1)),)

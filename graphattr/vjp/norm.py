@@ -50,7 +50,7 @@ def lrn(g: Graph, n: Node, dy: Value) -> tuple[Value, ...]:
 
     def summed(v: Value, matrix: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Value:
         columns = g.MatMul(g.const(matrix.astype(v.dtype)), g.Reshape(v, [0, 0, -1]))
-        return g.Reshape(columns, g.shape(x))  # type: ignore[no-any-return]
+        return g.Reshape(columns, g.shape(x))
     d = bias + alpha / size * summed(x * x, window)
     u = dy * g.Pow(d, -beta)
     return (u - 2 * alpha * beta / size * x * summed(u * x / d, window.T),)
@@ -64,7 +64,7 @@ def wide(g: Graph, v: Value) -> Value:
 
 def mean(g: Graph, v: Value, axes: list[int]) -> Value:
     """The mean over axes, which stay as axes of size 1."""
-    return g.ReduceSum(v, axes, keepdims=1) / count(g, v, axes)  # type: ignore[no-any-return]
+    return g.ReduceSum(v, axes, keepdims=1) / count(g, v, axes)
 
 
 def standardised(g: Graph, x: Value, axes: list[int], epsilon: float) -> tuple[Value, Value]:
@@ -145,4 +145,4 @@ def per_channel(g: Graph, v: Value, x: Value) -> Value:
 
 def over_channels(g: Graph, v: Value) -> Value:
     """v (N, C, ...) summed to (C,)."""
-    return g.ReduceSum(v, [a for a in range(v.rank) if a != 1], keepdims=0)  # type: ignore[no-any-return]
+    return g.ReduceSum(v, [a for a in range(v.rank) if a != 1], keepdims=0)

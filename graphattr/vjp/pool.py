@@ -11,7 +11,7 @@ from ..errors import UnsupportedOp
 from ..graph import Graph, Node, Value
 from .elementwise import operands
 from .geometry import Window, dims, slide, spread, window
-from .index import count, flat, reshaped, zeros, zeros_like
+from .index import add_at, count, flat, reshaped, zeros, zeros_like
 from .registry import vjp
 
 
@@ -22,7 +22,7 @@ def max_pool(g: Graph, n: Node, dy: Value) -> tuple[Value | None, ...]:
     where = n.outputs[1] if len(n.outputs) > 1 and not n.attrs.get("storage_order", 0) else None
     if where is None:
         _, where = g.MaxPool(x, n_outputs=2, **{k: v for k, v in n.attrs.items() if k != "storage_order"})
-    dx = g.ScatterElements(zeros(g, count(g, x), x), flat(g, where), flat(g, dy), axis=0, reduction="add")
+    dx = add_at(g, zeros(g, count(g, x), x), flat(g, where), flat(g, dy), 0)
     return (reshaped(g, dx, x),)
 
 
@@ -106,4 +106,4 @@ def global_max_pool(g: Graph, n: Node, dy: Value) -> tuple[Value | None, ...]:
     (x,) = operands(n)
     planes = g.Flatten(x, axis=2)
     where = g.ArgMax(planes, axis=1, keepdims=1)
-    return (reshaped(g, g.ScatterElements(zeros_like(g, planes), where, g.Flatten(dy, axis=2), axis=1, reduction="add"), x),)
+    return (reshaped(g, add_at(g, zeros_like(g, planes), where, g.Flatten(dy, axis=2), 1), x),)

@@ -37,14 +37,14 @@ def restored(g: Graph, n: Node, v: Value) -> Value:
     if n.attrs.get("keepdims", 1) or is_noop(n):
         return v
     axes = axes_of(n)
-    return g.Unsqueeze(v, known_axes(n) if axes is None else axes)  # type: ignore[no-any-return]
+    return g.Unsqueeze(v, known_axes(n) if axes is None else axes)
 
 
 def reduction(g: Graph, op: str, x: Value, axes: list[int], keepdims: int = 1) -> Value:
     """A reduction in the spelling of the graph's opset: axes are an attribute before 18, an input of ReduceSum since 13."""
     if g.opset >= 18 or op == "ReduceSum":
-        return g.emit(op, x, axes, keepdims=keepdims)  # type: ignore[no-any-return]
-    return g.emit(op, x, axes=axes, keepdims=keepdims)  # type: ignore[no-any-return]
+        return g.emit(op, x, axes, keepdims=keepdims)
+    return g.emit(op, x, axes=axes, keepdims=keepdims)
 
 
 def count(g: Graph, x: Value, axes: Value | list[int] | None) -> Operand:
@@ -60,7 +60,7 @@ def steps(g: Graph, x: Value, axis: int) -> Value:
     size = x.shape[axis]
     if isinstance(size, int):
         return g.const(np.arange(size))
-    return g.Range(0, g.Gather(g.shape(x), g.const(axis, "int64")), 1)  # type: ignore[no-any-return]
+    return g.Range(0, g.Gather(g.shape(x), g.const(axis, "int64")), 1)
 
 
 # -- sums ---------------------------------------------------------------------------------------------------------
@@ -126,14 +126,14 @@ def cumsum(g: Graph, n: Node, dy: Value) -> tuple[Value | None, ...]:
 def flattened(g: Graph, x: Value, axes: list[int]) -> Value:
     """x (..., K) with the reduced axes moved to the end and made one."""
     kept = [a for a in range(x.rank) if a not in axes]
-    return g.Reshape(g.Transpose(x, perm=kept + axes), [0] * len(kept) + [-1])  # type: ignore[no-any-return]
+    return g.Reshape(g.Transpose(x, perm=kept + axes), [0] * len(kept) + [-1])
 
 
 def unflattened(g: Graph, v: Value, x: Value, axes: list[int]) -> Value:
     """The inverse of `flattened`."""
     perm = [a for a in range(x.rank) if a not in axes] + axes
     v = g.Reshape(v, g.shape(g.Transpose(x, perm=perm)))
-    return g.Transpose(v, perm=[perm.index(a) for a in range(x.rank)])  # type: ignore[no-any-return]
+    return g.Transpose(v, perm=[perm.index(a) for a in range(x.rank)])
 
 
 @vjp("ReduceMax", "ReduceMin")

@@ -1,0 +1,184 @@
+"""Scales and shifts folded into the linear node beside them: BatchNormalization, and Mul, Div, Add, Sub by a constant per channel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .graph import Array
+from .surgery import Table, maker
+
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+DENSE = ("Gemm", "MatMul")
+AFFINE = ("BatchNormalization", "Mul", "Div", "Add", "Sub")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear node with constant weight, and the Add that holds its bias where that is a node of its own."""
+
+    node: Any
+    w: Array
+    add: Any = None
+
+    @property
+    def channels(self) -> int:
+        """Number of output channels."""
+        if self.node.op == "ConvTranspose":
+            return int(self.w.shape[1]) * int(self.node.attrs.get("group", 1))
+        return int(self.w.shape[0 if self.rows_first else 1])
+
+    @property
+    def rows_first(self) -> bool:
+        """Whether the weight's first axis is the output channel."""
+        return bool(self.node.op == "Conv" or self.node.attrs.get("transB"))
+
+    @property
+    def axis(self) -> int:
+        """Where the output channel sits in the output, counted from the last axis."""
+        return self.w.ndim - 1 if self.node.op in CONVOLUTIONS else 1
+
+    def scaled(self, a: Array) -> Array:
+        """The weight with each output channel multiplied by a."""
+        if self.node.op == "ConvTranspose":
+            groups = self.node.attrs.get("group", 1)
+            blocks = self.w.reshape(groups, -1, *self.w.shape[1:]) * a.reshape(groups, 1, -1, *[1] * (self.w.ndim - 2))
+            return blocks.reshape(self.w.shape).astype(self.w.dtype)
+        return (self.w * (a.reshape(-1, *[1] * (self.w.ndim - 1)) if self.rows_first else a)).astype(self.w.dtype)
+
+
+def fold_scales_forward(table: Table) -> None:
+    """y = a (L(x) + b) + c  becomes  L with weight a W and bias a b + c, per output channel."""
+    for node in table.nodes:
+        linear = linear_before(table, node)
+        b = None if linear is None else bias_of(table, linear)
+        affine = None if linear is None or b is None else affine_of(table, node, linear)
+        if linear is None or b is None or affine is None:
+            continue
+        (a, c), last = affine, linear.add or linear.node
+        if linear.node.op == "MatMul" and linear.add is None and node.op in ("Add", "Sub"):
+            continue  # a bias already: layers.py sees MatMul + Add as one
+        if np.any(a != 1):
+            table.set_constant(linear.node, 1, linear.scaled(a))
+        shift = (a * b + c).astype(linear.w.dtype)
+        if linear.add is not None:
+            table.set_constant(linear.add, table.constant_operand(linear.add) or 0, shift)
+        elif linear.node.op != "MatMul":
+            table.set_constant(linear.node, 2, shift)
+        elif np.any(shift != 0):
+            table.rewrite(node, "Add", [linear.node.outputs[0]])
+            table.set_constant(node, 1, shift)
+            continue
+        table.absorb(last, node)
+
+
+def fold_scales_backward(table: Table) -> None:
+    """L(a x + c) + b  becomes  L with weight W a and bias b + L(c), per input channel; only without zero padding and groups."""
+    for node in table.nodes:
+        if node.op != "BatchNormalization" or node.domain or not table.sole(node.outputs[0]):
+            continue
+        reader = node.outputs[0].outputs[0]
+        linear = as_linear(table, reader)
+        affine = normalisation(table, node)
+        if linear is None or affine is None or reader.op not in ("Conv", "Gemm") or reader.inputs[0] is not node.outputs[0]:
+            continue
+        b = bias_of(table, linear)
+        if b is None or padded(reader) or reader.attrs.get("transA") or reader.attrs.get("group", 1) != 1:
+            continue
+        a, c = affine
+        w = linear.w if linear.rows_first else linear.w.T  # (out, in, ...)
+        if w.shape[1] != a.size:
+            continue
+        inner = (1, -1, *[1] * (w.ndim - 2))
+        table.set_constant(reader, 2, (b + (w * c.reshape(inner)).reshape(len(w), -1).sum(1)).astype(w.dtype))
+        folded = (w * a.reshape(inner)).astype(w.dtype)
+        table.set_constant(reader, 1, folded if linear.rows_first else folded.T)
+        table.removed[node.outputs[0].name] = reader.outputs[0].name
+        reader.inputs[0] = node.inputs[0]
+        table.discard(node)
+
+
+# -- what a node is -----------------------------------------------------------------------------------------------
+def as_linear(table: Table, node: Any) -> Linear | None:
+    """The node as a linear one: constant weight on the right, no scale factors."""
+    if node is None or node.domain or node.op not in (*CONVOLUTIONS, *DENSE) or table.array(node.inputs[0]) is not None:
+        return None
+    w = table.array(node.inputs[1])
+    plain = node.attrs.get("alpha", 1.0) == 1.0 and node.attrs.get("beta", 1.0) == 1.0
+    return Linear(node, w) if w is not None and plain and (node.op != "MatMul" or w.ndim == 2) else None
+
+
+def linear_before(table: Table, node: Any) -> Linear | None:
+    """The linear node (with its bias Add) whose result only this scale or shift reads."""
+    if node.domain or node.op not in AFFINE or len(node.inputs) < 2:
+        return None
+    at = 1 if node.op == "BatchNormalization" else table.constant_operand(node)
+    if at is None or (at == 0 and node.op in ("Div", "Sub")) or not table.sole(node.inputs[1 - at]):
+        return None
+    before = maker(node.inputs[1 - at])
+    linear = as_linear(table, before)
+    if linear is None and before is not None and before.op == "Add" and not before.domain:
+        linear = _with_bias(table, before)
+    if linear is not None and linear.node.op == "MatMul" and node.op == "BatchNormalization":
+        shape = linear.node.outputs[0].shape  # BatchNormalization's channel is axis 1: the last one only of a matrix
+        return linear if shape is not None and len(shape) == 2 else None
+    return linear
+
+
+def _with_bias(table: Table, add: Any) -> Linear | None:
+    at = table.constant_operand(add)
+    inner = add.inputs[1 - at] if at is not None else None
+    linear = as_linear(table, maker(inner)) if inner is not None and table.sole(inner) else None
+    if linear is None or linear.node.op != "MatMul":
+        return None
+    bias = table.array(add.inputs[at])
+    fits = bias is not None and bias.size == linear.channels == bias.shape[-1]
+    return Linear(linear.node, linear.w, add) if fits else None
+
+
+def bias_of(table: Table, linear: Linear) -> Array | None:
+    """The bias per output channel in float64: zeros when there is none, None when it is no constant vector."""
+    if linear.add is not None:
+        held = table.array(linear.add.inputs[table.constant_operand(linear.add) or 0])
+    elif len(linear.node.inputs) < 3 or not linear.node.inputs[2].name:
+        return np.zeros(linear.channels)
+    else:
+        held = table.array(linear.node.inputs[2])
+    if held is None or held.size not in (1, linear.channels) or any(d != 1 for d in held.shape[:-1]):
+        return None
+    return np.broadcast_to(held.reshape(-1), linear.channels).astype(np.float64)
+
+
+def affine_of(table: Table, node: Any, linear: Linear) -> tuple[Array, Array] | None:
+    """(a, c) per output channel in float64 when the node computes a x + c there, else None."""
+    if node.op == "BatchNormalization":
+        return normalisation(table, node)
+    k = table.array(node.inputs[table.constant_operand(node) or 0])
+    if k is None or k.dtype.kind != "f" or k.size not in (1, linear.channels):
+        return None
+    if any(d != 1 for i, d in enumerate(k.shape) if i != k.ndim - linear.axis):
+        return None  # varies along another axis than the channel
+    v = np.broadcast_to(k.reshape(-1), linear.channels).astype(np.float64)
+    one, zero = np.ones_like(v), np.zeros_like(v)
+    if node.op == "Div":
+        return None if np.any(v == 0) else (1 / v, zero)
+    return {"Mul": (v, zero), "Add": (one, v), "Sub": (one, -v)}[str(node.op)]
+
+
+def normalisation(table: Table, node: Any) -> tuple[Array, Array] | None:
+    """(a, c) of a BatchNormalization at inference: a = scale / sqrt(var + epsilon), c = bias - a mean."""
+    arrays = [table.array(t) for t in node.inputs[1:5]]
+    if len(arrays) < 4 or node.attrs.get("training_mode", 0) or sum(bool(o.name) for o in node.outputs) > 1:
+        return None
+    found = [v.astype(np.float64) for v in arrays if v is not None]
+    if len(found) < 4:
+        return None
+    scale, shift, mean, var = found
+    a = scale / np.sqrt(var + node.attrs.get("epsilon", 1e-5))
+    return a, shift - a * mean
+
+
+def padded(node: Any) -> bool:
+    return any(node.attrs.get("pads") or []) or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")

@@ -1,0 +1,140 @@
+"""The operating table: a model whose nodes and tensors are linked, so that passes can cut and join. The only user of onnx_graphsurgeon.
+
+graphsurgeon loses metadata, raw attributes and sequence types; the protos are kept beside it, and nothing above
+`canonical.py` sees it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+
+from .errors import ModelError
+from .foreign import standardise
+from .graph import Array
+from .source import Source, array_of
+from .upgrade import upgrade
+
+
+@dataclass
+class Table:
+    """The model on the operating table. `removed` maps each tensor that a pass took away to its successor."""
+
+    surgeon: Any
+    model: onnx.ModelProto
+    source: Source
+    protos: dict[int, onnx.NodeProto]
+    pinned: set[str]  # tensors that somebody asks for by name: graph outputs, and what bodies of If, Loop and Scan read
+    names: set[str]
+    removed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def opset(self) -> int:
+        return next(int(o.version) for o in self.model.opset_import if o.domain in ("", "ai.onnx"))
+
+    @property
+    def nodes(self) -> list[Any]:
+        """The nodes still on the table, in the file's order."""
+        return [n for n in self.surgeon.nodes if n.outputs]
+
+    # -- looking --------------------------------------------------------------------------------------------------
+    def array(self, tensor: Any) -> Array | None:
+        """The elements of an initialiser or of a Constant node's output; None for a variable."""
+        values = getattr(tensor, "_values", None)
+        if isinstance(values, np.ndarray):
+            return values
+        proto = getattr(values, "tensor", None) if values is not None else self._constant_node(tensor)
+        return array_of(proto, self.source.folder) if isinstance(proto, onnx.TensorProto) else None
+
+    def _constant_node(self, tensor: Any) -> onnx.TensorProto | None:
+        node = maker(tensor)
+        proto = self.protos.get(id(node)) if node is not None and node.op == "Constant" and not node.domain else None
+        held: list[onnx.TensorProto] = [] if proto is None else [a.t for a in proto.attribute if a.name == "value"]
+        return held[0] if held else None
+
+    def sole(self, tensor: Any) -> bool:
+        """Read by exactly one node, and by nobody who asks for it by name."""
+        return len(tensor.outputs) == 1 and tensor.name not in self.pinned
+
+    def constant_operand(self, node: Any) -> int | None:
+        """Which of a node's two inputs is the constant; None unless exactly one is."""
+        found = [i for i, t in enumerate(node.inputs) if self.array(t) is not None]
+        return found[0] if len(found) == 1 and len(node.inputs) == 2 else None
+
+    # -- cutting --------------------------------------------------------------------------------------------------
+    def bypass(self, node: Any) -> None:
+        """Let the node's readers read its input instead."""
+        before, after = node.inputs[0], node.outputs[0]
+        for reader in list(after.outputs):
+            reader.inputs = [before if t is after else t for t in reader.inputs]
+        self.removed[after.name] = before.name
+        self.discard(node)
+
+    def absorb(self, keeper: Any, node: Any) -> None:
+        """`keeper` takes over the name and the output of the node that was folded into it."""
+        before, after = keeper.outputs[0], node.outputs[0]
+        self.removed[before.name] = after.name
+        self.discard(node)
+        keeper.outputs = [after]
+        keeper.name = node.name or keeper.name
+
+    def discard(self, node: Any) -> None:
+        node.inputs.clear()
+        node.outputs.clear()
+
+    def rewrite(self, node: Any, op: str, inputs: list[Any]) -> None:
+        """Make the node another one, without attributes, that keeps its name and output."""
+        node.op, node.attrs, node.inputs = op, {}, inputs
+        self.protos.pop(id(node), None)
+
+    def set_constant(self, node: Any, index: int, array: Array) -> None:
+        """Give the node a new constant input; the old one may have other readers and stays as it is."""
+        import onnx_graphsurgeon as gs
+        known = node.inputs[index].name if index < len(node.inputs) else ""
+        base = known.removesuffix("/folded") or f"{node.name or node.outputs[0].name}.bias"
+        name = next(n for i in itertools.count() if (n := f"{base}/folded" + (f"_{i}" if i else "")) not in self.names)
+        self.names.add(name)
+        tensor = gs.Constant(name, np.ascontiguousarray(array))
+        node.inputs = [*node.inputs[:index], tensor, *node.inputs[index + 1:]]
+
+
+def maker(tensor: Any) -> Any:
+    """The node that makes the tensor, or None."""
+    return tensor.inputs[0] if len(tensor.inputs) == 1 else None
+
+
+def load(source: Source) -> Table:
+    """Lay the model on the table: local functions inlined, opset >= 17, foreign operators rewritten, weights unread."""
+    import onnx_graphsurgeon as gs
+    from onnx.inliner import inline_local_functions
+
+    model = source.model
+    if len(model.functions):
+        model = inline_local_functions(model, convert_version=False)
+    model = standardise(upgrade(model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            surgeon = gs.import_onnx(model)
+        except Exception as e:
+            raise ModelError(f"onnx-graphsurgeon cannot import this graph: {type(e).__name__}: {e}") from e
+    protos = {id(s): p for s, p in zip(surgeon.nodes, model.graph.node, strict=True)}
+    pinned = {o.name for o in model.graph.output} | {name for p in model.graph.node for name in captured(p)}
+    names = {t.name for t in model.graph.initializer} | {o for n in model.graph.node for o in n.output}
+    return Table(surgeon, model, source, protos, pinned, names | {i.name for i in model.graph.input})
+
+
+def captured(node: onnx.NodeProto) -> Iterator[str]:
+    """Names of outer tensors that the bodies of If, Loop and Scan may read."""
+    for attribute in node.attribute:
+        for body in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else list(attribute.graphs):
+            yield from (o.name for o in body.output)
+            for inner in body.node:
+                yield from inner.input
+                yield from captured(inner)
