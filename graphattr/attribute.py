@@ -13,7 +13,7 @@ from .graph import Graph, Value
 from .layers import LayerGraph
 from .method import Bound, Method, Plan, plan
 from .rule import REGISTRY, per_sample_sum
-from .targets import Explained, Target, one_hot
+from .targets import NO_RANK, Explained, Target, one_hot
 from .vjp import total
 
 LEDGER_COLUMNS = ("arrived", "sent", "bias", "stabiliser")
@@ -47,6 +47,8 @@ class Request:
 def start(g: Graph, request: Request) -> tuple[Value, Value | None]:
     """(e_c, target index), or (the `seed` input, None)."""
     y = request.explained.y
+    if y.shape is None:
+        raise TargetError(f"the rank of output {request.explained.name!r} is unknown; {NO_RANK}")
     if request.target == "seed":
         return g.input("seed", y.dtype, y.shape), None
     return one_hot(g, y, request.target)
@@ -55,9 +57,14 @@ def start(g: Graph, request: Request) -> tuple[Value, Value | None]:
 def plan_of(graph: LayerGraph, method: Method, request: Request) -> Plan:
     """The rule of each layer between the attributed tensors and the explained one; TargetError when there is no such layer."""
     missing = _unaffected(graph, request)
+    if request.explained.stripped and request.explained.name in missing:
+        raise TargetError(f"cannot attribute to {request.explained.name!r}: its {request.explained.stripped} is stripped, so "
+                          f"{request.explained.y.name!r} before it is explained; pass strip=False (--no-strip) to explain it itself")
     if len(missing) == len(request.wrt) or (missing and request.all_needed):
-        raise TargetError(f"the explained output {request.explained.name!r} does not depend on {', '.join(map(repr, missing))} through any "
-                          "operator with a derivative, so there is nothing to attribute; choose another output or wrt")
+        raise TargetError(
+            f"the explained output {request.explained.name!r} does not depend on {', '.join(map(repr, missing))} through any "
+            "operator with a derivative, so there is nothing to attribute; choose another output or wrt"
+        )
     return plan(graph, method, graph.between(request.wrt, [request.explained.y]), request.strict)
 
 
@@ -68,7 +75,9 @@ def _unaffected(graph: LayerGraph, request: Request) -> list[str]:
     return [v.name for v in request.wrt if v not in reached]
 
 
-def attribute(graph: LayerGraph, method: Method, rules: Plan, request: Request, begin: tuple[Value, Value | None]) -> Written:
+def attribute(
+    graph: LayerGraph, method: Method, rules: Plan, request: Request, begin: tuple[Value, Value | None]
+) -> Written:
     """Append one method's backward pass to the graph."""
     g, y = graph.graph, request.explained.y
     path = graph.between(request.wrt, [y])
@@ -105,6 +114,7 @@ def _finish(g: Graph, method: Method, x: Value, maps: tuple[Value, ...], referen
         params["baselines"] = references[x] = baseline_input(g, x)
     elif params.get("baselines") is not None:
         from .rule import constant_like
+
         params["baselines"] = references[x] = constant_like(g, x, params["baselines"])
     with g.scope(f"finish/{method.finish}"):
         result: Value = step.apply(g, x, maps, **params)
@@ -118,8 +128,15 @@ def baseline_input(g: Graph, x: Value) -> Value:
     return held[0] if held else g.input(name, x.dtype, x.shape)
 
 
-def _delta(graph: LayerGraph, method: Method, request: Request, seeds: Sequence[Value], begin: tuple[Value, Value | None],
-           written: Written, references: Mapping[Value, Value]) -> Value:
+def _delta(
+    graph: LayerGraph,
+    method: Method,
+    request: Request,
+    seeds: Sequence[Value],
+    begin: tuple[Value, Value | None],
+    written: Written,
+    references: Mapping[Value, Value],
+) -> Value:
     """[N]: what the attributions should add up to, minus what they do."""
     g, y = graph.graph, request.explained.y
     found = total(g, [per_sample_sum(g, a) for a in written.attributions.values()])
@@ -142,7 +159,10 @@ def _ledger(g: Graph, y: Value, entries: Sequence[Entry]) -> Value:
     lines = []
     for e in entries:
         columns = [e.arrived, e.sent, e.absorbed.get("bias", []), e.absorbed.get("stabiliser", [])]
-        sums = [total(g, [g.ReduceSum(g.Reshape(v, g.Concat(rows, [-1], axis=0)), [1], keepdims=1) for v in column]) for column in columns]
+        sums = [
+            total(g, [g.ReduceSum(g.Reshape(v, g.Concat(rows, [-1], axis=0)), [1], keepdims=1) for v in column])
+            for column in columns
+        ]
         zero = sums[0] * 0.0 if sums[0] is not None else None
         lines.append(g.Unsqueeze(g.Concat(*[s if s is not None else zero for s in sums], axis=1), [1]))
     return g.Cast(g.Concat(*lines, axis=1), to=1)

@@ -22,7 +22,9 @@ from .targets import attributed, data_roots, explained_output
 
 
 # -- inspect ------------------------------------------------------------------------------------------------------
-def look(canonical: Canonical, method: Method | None, output: str | None, wrt: str | Sequence[str] | None, strip: bool) -> dict[str, Any]:
+def look(
+    canonical: Canonical, method: Method | None, output: str | None, wrt: str | Sequence[str] | None, strip: bool
+) -> dict[str, Any]:
     """The layer table of `graphattr.inspect`; what cannot be done is listed under `problems`, not raised."""
     problems: list[str] = []
     g = canonical.graph
@@ -42,12 +44,19 @@ def look(canonical: Canonical, method: Method | None, output: str | None, wrt: s
     rows = [_row(layer, layer.name in on_path, bind, problems) for layer in graph.layers]
     covered = sum(r["on_path"] and r["problem"] is None for r in rows)
     return {
-        "inputs": [_tensor(v) for v in g.inputs], "outputs": [{**_tensor(v), "name": name} for name, v in g.outputs],
-        "opset": g.opset, "producer": canonical.model.producer_name, "sha256": canonical.source.sha256,
-        "explained": explained and {"output": explained.name, "tensor": explained.y.name, "stripped": explained.stripped},
-        "wrt": [v.name for v in tensors], "method": method and method.name,
-        "layers": rows, "removed": dict(canonical.removed),
-        "coverage": {"covered": covered, "on_path": len(path), "nodes": len(g.nodes)}, "problems": problems,
+        "inputs": [_tensor(v) for v in g.inputs],
+        "outputs": [{**_tensor(v), "name": name} for name, v in g.outputs],
+        "opset": g.opset,
+        "producer": canonical.model.producer_name,
+        "sha256": canonical.source.sha256,
+        "explained": explained
+        and {"output": explained.name, "tensor": explained.y.name, "stripped": explained.stripped},
+        "wrt": [v.name for v in tensors],
+        "method": method and method.name,
+        "layers": rows,
+        "removed": dict(canonical.removed),
+        "coverage": {"covered": covered, "on_path": len(path), "nodes": len(g.nodes)},
+        "problems": problems,
     }
 
 
@@ -55,10 +64,21 @@ def _tensor(v: Value) -> dict[str, Any]:
     return {"name": v.name, "dtype": str(v.dtype or "?"), "shape": shape_text(v.shape)}
 
 
-def _row(layer: Layer, on_path: bool, bind: Callable[[Layer, bool], Bound] | None, problems: list[str]) -> dict[str, Any]:
+def _row(
+    layer: Layer, on_path: bool, bind: Callable[[Layer, bool], Bound] | None, problems: list[str]
+) -> dict[str, Any]:
     """One layer's line; with a method also the rule it would get, or why none."""
-    row: dict[str, Any] = {"name": layer.name, "op": layer.op, "kind": layer.kind, "shape": shape_text(layer.y.shape),
-                           "parameters": _parameters(layer), "on_path": on_path, "rule": None, "line": None, "problem": None}
+    row: dict[str, Any] = {
+        "name": layer.name,
+        "op": layer.op,
+        "kind": layer.kind,
+        "shape": shape_text(layer.y.shape),
+        "parameters": _parameters(layer),
+        "on_path": on_path,
+        "rule": None,
+        "line": None,
+        "problem": None,
+    }
     if on_path and layer.kind == "unknown" and bind is None:
         row["problem"] = f"no derivative for operator {layer.op}"
     elif on_path and bind is not None:
@@ -85,11 +105,17 @@ def text_of(value: Any) -> str:
         return text_of(value.graph)
     if isinstance(value, Graph):
         lines = [f"{g_in.name}: {g_in.dtype}{shape_text(g_in.shape)}" for g_in in value.inputs]
-        lines += [f"{', '.join(o.name for o in n.outputs)} = {n.op}{_attributes(n.attrs)}({', '.join(v.name if v is not None else '' for v in n.inputs)})"
-                  f"  # {shape_text(n.outputs[0].shape)}" for n in value.nodes]
+        lines += [
+            f"{', '.join(o.name for o in n.outputs)} = {n.op}{_attributes(n.attrs)}({', '.join(v.name if v is not None else '' for v in n.inputs)})"
+            f"  # {shape_text(n.outputs[0].shape)}"
+            for n in value.nodes
+        ]
         return "\n".join([*lines, *(f"-> {name} = {v.name}" for name, v in value.outputs)])
     if isinstance(value, LayerGraph):
-        return "\n".join(f"{x.name}  {x.op}  {x.kind}  {', '.join(v.name for v in x.xs)} -> {', '.join(v.name for v in x.ys)}" for x in value.layers)
+        return "\n".join(
+            f"{x.name}  {x.op}  {x.kind}  {', '.join(v.name for v in x.xs)} -> {', '.join(v.name for v in x.ys)}"
+            for x in value.layers
+        )
     if isinstance(value, Mapping):
         return "\n".join(f"{name}  {b.rule.name}  {dict(b.params)}  ({b.line})" for name, b in value.items())
     if isinstance(value, Source):
@@ -105,28 +131,53 @@ def _attributes(attrs: Mapping[str, Any]) -> str:
 # -- verify -------------------------------------------------------------------------------------------------------
 def check(explanation: Any, model: Any, data: Any, providers: Any) -> dict[str, Any]:
     """The checks of `graphattr.verify`. A failed check is a line, not an exception; an unreadable file raises ModelError."""
-    source = Source(explanation.model, explanation.folder, "", None) if isinstance(explanation, Explanation) else read(explanation)
+    source = (
+        Source(explanation.model, explanation.folder, "", None)
+        if isinstance(explanation, Explanation)
+        else read(explanation)
+    )
     manifest = read_manifest(source.model)
     if manifest is None:
-        raise ModelError("this model is not an explanation made by graphattr (its metadata has no 'graphattr.manifest')")
+        raise ModelError(
+            "this model is not an explanation made by graphattr (its metadata has no 'graphattr.manifest')"
+        )
     checks: list[dict[str, Any]] = []
 
     def note(name: str, ok: bool | None, detail: str) -> None:
         checks.append({"name": name, "ok": ok, "detail": detail})
 
     domains = sorted({n.domain for n in source.model.graph.node} - {"", "ai.onnx"})
-    note("operators", True, "standard operators only" if not domains else f"custom operators of the source's forward pass: {', '.join(domains)}")
-    note("fallbacks", not manifest["fallbacks"], ", ".join(manifest["fallbacks"]) or "every layer has the rule of its table")
+    note(
+        "operators",
+        True,
+        "standard operators only"
+        if not domains
+        else f"custom operators of the source's forward pass: {', '.join(domains)}",
+    )
+    note(
+        "fallbacks",
+        not manifest["fallbacks"],
+        ", ".join(manifest["fallbacks"]) or "every layer has the rule of its table",
+    )
     original = None
     if model is not None:
         original = read(model)
         digest = original.sha256
-        note("provenance", digest == manifest["source_sha256"], f"source sha256 {manifest['source_sha256'][:16]}..., given model {digest[:16]}...")
+        note(
+            "provenance",
+            digest == manifest["source_sha256"],
+            f"source sha256 {manifest['source_sha256'][:16]}..., given model {digest[:16]}...",
+        )
     else:
         note("provenance", None, f"source sha256 {manifest['source_sha256'][:16]}... (give --model to compare)")
     explainer = Explainer(Explanation(source.model, manifest, source.folder), providers)
     feeds = _feeds(source.model, data)
-    result: dict[str, Any] = {"method": manifest["method"], "target": manifest["target"], "checks": checks, "ledger": None}
+    result: dict[str, Any] = {
+        "method": manifest["method"],
+        "target": manifest["target"],
+        "checks": checks,
+        "ledger": None,
+    }
     try:
         a = explainer(feeds)
     except GraphattrError as e:
@@ -140,8 +191,12 @@ def check(explanation: Any, model: Any, data: Any, providers: Any) -> dict[str, 
         note(f"sum of {tensor}", None, np.array2string(np.asarray(sums), precision=6, threshold=8))
     if a.delta is not None:
         scale = max(float(np.abs(s).sum()) / max(len(s), 1) for s in a.scores.values())
-        note("completeness", None, f"delta per sample {np.array2string(a.delta, precision=3, threshold=8)} "
-                                   f"(mean absolute attribution {scale:.3g})")
+        note(
+            "completeness",
+            None,
+            f"delta per sample {np.array2string(a.delta, precision=3, threshold=8)} "
+            f"(mean absolute attribution {scale:.3g})",
+        )
     if a.ledger is not None:
         result["ledger"] = _ledger_rows(manifest, a.ledger)
     return {**result, "ok": all(c["ok"] is not False for c in checks)}
@@ -150,10 +205,16 @@ def check(explanation: Any, model: Any, data: Any, providers: Any) -> dict[str, 
 def _compare_outputs(original: Source, feeds: Mapping[str, Array], outputs: Mapping[str, Array], note: Any) -> None:
     session = open_session(original.model, original.folder)
     own = {i.name for i in session.get_inputs()}
-    for info, want in zip(session.get_outputs(), session.run(None, {k: v for k, v in feeds.items() if k in own}), strict=True):
+    for info, want in zip(
+        session.get_outputs(), session.run(None, {k: v for k, v in feeds.items() if k in own}), strict=True
+    ):
         got = outputs[info.name]
         if not isinstance(want, np.ndarray) or want.dtype.kind != "f":
-            same = np.array_equal(np.asarray(got, object), np.asarray(want, object)) if isinstance(want, np.ndarray) else got == want
+            same = (
+                np.array_equal(np.asarray(got, object), np.asarray(want, object))
+                if isinstance(want, np.ndarray)
+                else got == want
+            )
             note(f"output {info.name}", bool(same), "equal" if same else "differs")
             continue
         worst, scale = float(np.abs(got.astype(np.float64) - want).max(initial=0)), float(np.abs(want).max(initial=0))
@@ -175,7 +236,9 @@ def _feeds(model: onnx.ModelProto, data: Any) -> dict[str, Array]:
     for name, (dtype, shape) in infos.items():
         sizes = [d if isinstance(d, int) else 2 if i == 0 else 32 for i, d in enumerate(shape or (2,))]
         integer = dtype is not None and dtype.kind in "iub"
-        feeds[name] = np.zeros(sizes, dtype) if integer else generator.standard_normal(sizes).astype(dtype or np.float32)
+        feeds[name] = (
+            np.zeros(sizes, dtype) if integer else generator.standard_normal(sizes).astype(dtype or np.float32)
+        )
     return feeds
 
 

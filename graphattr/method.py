@@ -67,17 +67,28 @@ class Method:
         known = self.parameters()
         for name, value in params.items():
             if name not in known:
-                raise MethodError(f"method {self.name!r} has no parameter {name!r}{did_you_mean(name, known)} "
-                                  f"(it has {', '.join(sorted(known))})")
+                raise MethodError(
+                    f"method {self.name!r} has no parameter {name!r}{did_you_mean(name, known)} "
+                    f"(it has {', '.join(sorted(known))})"
+                )
             for schema in [_rule(a.rule, a.line).params for a in self.assign] + [_step("finishes", self.finish).params]:
                 if name in schema:
                     schema[name].check(value, f"method {self.name!r}")
         chosen = dict(params)
         seed = chosen.pop("seed", self.seed)
         _step("seeds", seed)
-        lines = tuple(Assign(a.line, a.rule, a.where, {**a.params, **{k: v for k, v in chosen.items() if k in _rule(a.rule, a.line).params}})
-                      for a in self.assign)
-        return Method(self.name, lines, seed, self.finish, {**self.params, **chosen}, self.expects, self.summary, self.source)
+        lines = tuple(
+            Assign(
+                a.line,
+                a.rule,
+                a.where,
+                {**a.params, **{k: v for k, v in chosen.items() if k in _rule(a.rule, a.line).params}},
+            )
+            for a in self.assign
+        )
+        return Method(
+            self.name, lines, seed, self.finish, {**self.params, **chosen}, self.expects, self.summary, self.source
+        )
 
 
 @dataclass(frozen=True)
@@ -115,15 +126,25 @@ def load_method(method: str | os.PathLike[str] | Method) -> Method:
         if not Path(method).is_file():
             raise MethodError(f"no such method file: {method}")
         return read_method(Path(method), Path(method).stem)
-    raise MethodError(f"unknown method {str(method)!r}{did_you_mean(str(method), method_names())} "
-                      "(`graphattr methods` lists them; a path to a .toml is accepted too)")
+    raise MethodError(
+        f"unknown method {str(method)!r}{did_you_mean(str(method), method_names())} "
+        "(`graphattr methods` lists them; a path to a .toml is accepted too)"
+    )
 
 
 def read_method(path: Path, name: str) -> Method:
     """Read and check a table; errors name the file and the line of the table."""
     lines, defaults, head = _read(path)
-    method = Method(name, tuple(_with_defaults(a, defaults) for a in lines), head["seed"], head["finish"], defaults, head["expects"],
-                    head["summary"], head["source"])
+    method = Method(
+        name,
+        tuple(_with_defaults(a, defaults) for a in lines),
+        head["seed"],
+        head["finish"],
+        defaults,
+        head["expects"],
+        head["summary"],
+        head["source"],
+    )
     _step("seeds", method.seed)
     _step("finishes", method.finish)
     known = method.parameters()
@@ -142,7 +163,10 @@ def _read(path: Path) -> tuple[list[Assign], dict[str, Any], dict[str, str]]:
     for key in table:
         if key not in KEYS:
             raise MethodError(f"{path}: unknown key {key!r}{did_you_mean(key, KEYS)}")
-    lines = [_assign(entry, f"{path.name} [[assign]] {i + 1}") for i, entry in enumerate(_tables(table.get("assign", []), path))]
+    lines = [
+        _assign(entry, f"{path.name} [[assign]] {i + 1}")
+        for i, entry in enumerate(_tables(table.get("assign", []), path))
+    ]
     if table.get("expects", "seed") not in EXPECTS:
         raise MethodError(f"{path}: expects must be one of {', '.join(EXPECTS)}, not {table['expects']!r}")
     defaults, head = dict(table.get("with", {})), {k: str(table[k]) for k in HEAD if k in table}
@@ -162,7 +186,9 @@ def _base(name: str, path: Path) -> Path:
     for folder in [path.parent, *REGISTRY.folders]:
         if (folder / f"{name}.toml").is_file() and (folder / f"{name}.toml").resolve() != path.resolve():
             return folder / f"{name}.toml"
-    raise MethodError(f"{path}: base {name!r} is not an installed table{did_you_mean(name, [*method_names(), '_relevance'])}")
+    raise MethodError(
+        f"{path}: base {name!r} is not an installed table{did_you_mean(name, [*method_names(), '_relevance'])}"
+    )
 
 
 def _assign(entry: Mapping[str, Any], line: str) -> Assign:
@@ -180,7 +206,7 @@ def _assign(entry: Mapping[str, Any], line: str) -> Assign:
     if where.get("position", "first") not in POSITIONS:
         raise MethodError(f"{line}: position must be one of {', '.join(POSITIONS)}, not {where['position']!r}")
     if not isinstance(entry.get("rule"), str):
-        raise MethodError(f"{line}: a line needs a rule, such as rule = \"lrp.epsilon\"")
+        raise MethodError(f'{line}: a line needs a rule, such as rule = "lrp.epsilon"')
     rule = _rule(entry["rule"], line)
     for key, value in params.items():
         if key not in rule.params:
@@ -196,15 +222,19 @@ def _with_defaults(a: Assign, defaults: Mapping[str, Any]) -> Assign:
 
 def _rule(name: str, line: str) -> Rule:
     if name not in REGISTRY.rules:
-        raise MethodError(f"{line}: unknown rule {name!r}{did_you_mean(name, REGISTRY.rules)} (`graphattr rules` lists them)")
+        raise MethodError(
+            f"{line}: unknown rule {name!r}{did_you_mean(name, REGISTRY.rules)} (`graphattr rules` lists them)"
+        )
     return REGISTRY.rules[name]
 
 
 def _step(table: str, name: str) -> Step:
     steps: Mapping[str, Step] = getattr(REGISTRY, table)
     if name not in steps:
-        raise MethodError(f"unknown {table[:-1] if table == 'seeds' else 'finish'} {name!r}{did_you_mean(str(name), steps)} "
-                          f"(known: {', '.join(sorted(steps))})")
+        raise MethodError(
+            f"unknown {table[:-1] if table == 'seeds' else 'finish'} {name!r}{did_you_mean(str(name), steps)} "
+            f"(known: {', '.join(sorted(steps))})"
+        )
     return steps[name]
 
 
@@ -228,19 +258,24 @@ def binder(graph: LayerGraph, method: Method, path: Sequence[Layer]) -> Callable
     def bind(layer: Layer, strict: bool) -> Bound:
         if layer.kind == "unknown":
             raise UnsupportedOp(_unsupported(graph, layer, path))
-        line = next((a for a, names in matched if layer.name in names and layer.kind in REGISTRY.rules[a.rule].kinds), None)
+        line = next(
+            (a for a, names in matched if layer.name in names and layer.kind in REGISTRY.rules[a.rule].kinds), None
+        )
         if line is not None:
             rule = REGISTRY.rules[line.rule]
             for p in rule.params.values():
                 if p.required and p.name not in line.params:
-                    raise MethodError(f"method {method.name!r} needs a value for {p.name!r} ({describe(p.type)}): rule {rule.name!r} "
-                                      f"at layer {layer.name!r} ({line.line}) has no default; pass {p.name}=..., or --set {p.name}=...")
+                    raise MethodError(
+                        f"method {method.name!r} needs a value for {p.name!r} ({describe(p.type)}): rule {rule.name!r} "
+                        f"at layer {layer.name!r} ({line.line}) has no default; pass {p.name}=..., or --set {p.name}=..."
+                    )
             return Bound(rule, dict(line.params), line.line)
         if strict:
             raise UnsupportedOp(
                 f"method {method.name!r} has no rule for layer {layer.name!r} (operator {layer.op}, kind {layer.kind}) "
                 f"on the path {_trail(graph, path, layer)}. Add a line for it in a table of your own (base = {method.name!r}), "
-                "or pass strict=False (--no-strict) to let the plain gradient pass there; the manifest will list it")
+                "or pass strict=False (--no-strict) to let the plain gradient pass there; the manifest will list it"
+            )
         return Bound(REGISTRY.rules["gradient"], {}, "no line matched; strict=False", True)
 
     return bind
@@ -251,10 +286,13 @@ def _matching(graph: LayerGraph, layers: Sequence[Layer], line: Assign, params: 
     where = line.where
     if any(params.get(name) is None for name in _listed(where.get("given", []))):
         return set()
-    found = [layer for layer in layers
-             if ("kind" not in where or layer.kind in _listed(where["kind"]))
-             and ("op" not in where or layer.op in _listed(where["op"]))
-             and ("name" not in where or any(fnmatch.fnmatchcase(layer.name, p) for p in _listed(where["name"])))]
+    found = [
+        layer
+        for layer in layers
+        if ("kind" not in where or layer.kind in _listed(where["kind"]))
+        and ("op" not in where or layer.op in _listed(where["op"]))
+        and ("name" not in where or any(fnmatch.fnmatchcase(layer.name, p) for p in _listed(where["name"])))
+    ]
     position = where.get("position")
     if position == "input":
         found = [layer for layer in found if graph.at_input(layer)]
@@ -266,9 +304,11 @@ def _matching(graph: LayerGraph, layers: Sequence[Layer], line: Assign, params: 
 def _unsupported(graph: LayerGraph, layer: Layer, path: Sequence[Layer]) -> str:
     node = layer.nodes[0]
     domain = f"{node.domain}:" if node.domain not in ("", "ai.onnx") else ""
-    return (f"no derivative for operator {domain}{node.op} (node {layer.name!r}, opset {graph.graph.opset}), which lies on the path "
-            f"{_trail(graph, path, layer)}. Explain another output (output=..., --output), attribute to a tensor behind it (such as "
-            f"wrt=[{layer.y.name!r}], --wrt {layer.y.name}), or add a derivative in graphattr/vjp")
+    return (
+        f"no derivative for operator {domain}{node.op} (node {layer.name!r}, opset {graph.graph.opset}), which lies on the path "
+        f"{_trail(graph, path, layer)}. Explain another output (output=..., --output), attribute to a tensor behind it (such as "
+        f"wrt=[{layer.y.name!r}], --wrt {layer.y.name}), or add a derivative in graphattr/vjp"
+    )
 
 
 def _trail(graph: LayerGraph, path: Iterable[Layer], layer: Layer, around: int = 2) -> str:
@@ -279,6 +319,6 @@ def _trail(graph: LayerGraph, path: Iterable[Layer], layer: Layer, around: int =
         names = [layer.name]
         while len(names) < around + 2 and (after := next((n for n in step(names[-1]) if n in on), None)) is not None:
             names.append(after)
-        return [repr(n) for n in names[1:around + 1]] + ["..."] * (len(names) > around + 1)
+        return [repr(n) for n in names[1 : around + 1]] + ["..."] * (len(names) > around + 1)
 
     return " -> ".join([*walk(graph.topology.predecessors)[::-1], repr(layer.name), *walk(graph.topology.successors)])

@@ -36,13 +36,15 @@ def explained_output(canonical: Canonical, output: str | None, strip: bool) -> E
     if output is None:
         output = next((name for name, v in outputs.items() if v.is_float), None)
         if output is None:
-            raise TargetError(f"no output of the model is a float tensor ({_listing(canonical.graph.outputs)}); nothing can be differentiated. "
-                              "Cut the model before the operator that makes labels or maps (ZipMap, ArgMax)")
+            raise TargetError(
+                f"no output of the model is a float tensor ({_listing(canonical.graph.outputs)}); nothing can be differentiated. "
+                "Cut the model before the operator that makes labels or maps (ZipMap, ArgMax)"
+            )
     if output not in outputs:
-        raise TargetError(f"the model has no output {output!r}{did_you_mean(output, outputs)} (outputs: {', '.join(outputs)})")
+        raise TargetError(
+            f"the model has no output {output!r}{did_you_mean(output, outputs)} (outputs: {', '.join(outputs)})"
+        )
     y = outputs[output]
-    if y.is_float and y.shape is None:
-        raise TargetError(f"the rank of output {output!r} is unknown; {NO_RANK}")
     if not y.is_float:
         raise TargetError(f"output {output!r} has dtype {y.dtype or 'unknown'}; only float outputs can be explained")
     node = _terminal(canonical.graph, y) if strip else None
@@ -77,8 +79,10 @@ def attributed(canonical: Canonical, wrt: str | Sequence[str] | None) -> list[Va
     values = [canonical.value(name) for name in dict.fromkeys(names)]
     for v in values:
         if not v.is_float:
-            raise TargetError(f"cannot attribute to {v.name!r}: its dtype is {v.dtype or 'unknown'}, and only floats have derivatives. "
-                              + _integers_only(canonical, start=""))
+            raise TargetError(
+                f"cannot attribute to {v.name!r}: its dtype is {v.dtype or 'unknown'}, and only floats have derivatives. "
+                + _integers_only(canonical, start="")
+            )
     _check_ranks(values)
     return values
 
@@ -98,8 +102,11 @@ def _integers_only(canonical: Canonical, start: str = "the model has no float in
             floats = [v for v in node.outputs if v.is_float]
             (found.extend(floats) if floats else reached.update(node.outputs))
     names = ", ".join(repr(v.name) for v in found[:8]) or "(none found)"
-    return (f"{start}Integer inputs become floats at {names}; attribute to one of these, such as wrt=[{found[0].name!r}]"
-            if found else f"{start}No tensor was found where integers become floats.")
+    return (
+        f"{start}Integer inputs become floats at {names}; attribute to one of these, such as wrt=[{found[0].name!r}]"
+        if found
+        else f"{start}No tensor was found where integers become floats."
+    )
 
 
 def data_roots(canonical: Canonical, wrt: Sequence[Value]) -> list[Value]:
@@ -120,25 +127,33 @@ def check_target(target: Any, y: Value) -> Target:
     """The target in its canonical form, checked against y's static shape."""
     if isinstance(target, str):
         if target not in ("argmax", "input", "seed"):
-            raise TargetError(f"target must be 'argmax', 'input', 'seed', an index or a tuple of indices, not {target!r}"
-                              + did_you_mean(target, ("argmax", "input", "seed")))
+            raise TargetError(
+                f"target must be 'argmax', 'input', 'seed', an index or a tuple of indices, not {target!r}"
+                + did_you_mean(target, ("argmax", "input", "seed"))
+            )
         return target
     sizes = y.shape[1:] if y.shape is not None else ()
     if isinstance(target, (int, np.integer)) and not isinstance(target, bool):
         count = entries(y)
         if int(target) < 0 or (count is not None and int(target) >= count):
-            raise TargetError(f"target {target} is out of range: the explained output {y.name!r} has shape "
-                              f"{shape_text(y.shape)}, so a target is "
-                              + ("0" if count == 1 else f"0 to {count - 1}" if count else "0 or more"))
+            raise TargetError(
+                f"target {target} is out of range: the explained output {y.name!r} has shape "
+                f"{shape_text(y.shape)}, so a target is "
+                + ("0" if count == 1 else f"0 to {count - 1}" if count else "0 or more")
+            )
         return int(target)
     if isinstance(target, (tuple, list)) and all(isinstance(t, (int, np.integer)) for t in target):
         if len(target) != len(sizes):
-            raise TargetError(f"target {tuple(target)} has {len(target)} indices, but the explained output {y.name!r} has "
-                              f"{len(sizes)} axes after the batch (shape {shape_text(y.shape)})")
+            raise TargetError(
+                f"target {tuple(target)} has {len(target)} indices, but the explained output {y.name!r} has "
+                f"{len(sizes)} axes after the batch (shape {shape_text(y.shape)})"
+            )
         for t, d in zip(target, sizes, strict=True):
             if t < 0 or (isinstance(d, int) and t >= d):
-                raise TargetError(f"target {tuple(target)} is out of range for the explained output {y.name!r} of shape "
-                                  f"{shape_text(y.shape)}")
+                raise TargetError(
+                    f"target {tuple(target)} is out of range for the explained output {y.name!r} of shape "
+                    f"{shape_text(y.shape)}"
+                )
         return tuple(int(t) for t in target)
     raise TargetError(f"target must be 'argmax', 'input', 'seed', an index or a tuple of indices, not {target!r}")
 
