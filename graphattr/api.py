@@ -29,9 +29,21 @@ Model = str | os.PathLike[str] | bytes | onnx.ModelProto
 MethodLike = str | os.PathLike[str] | Method
 
 
-def convert(model: Model, method: MethodLike | Sequence[MethodLike] = "lrp.epsilon_plus_flat", target: Any = "argmax", output: str | None = None,
-            wrt: str | Sequence[str] | None = None, fitted: Any = None, strict: bool = True, delta: bool = False, ledger: bool = False,
-            strip: bool = True, rules: Sequence[str | os.PathLike[str]] = (), **params: Any) -> Explanation:
+def convert(
+    model: Model,
+    method: MethodLike | Sequence[MethodLike] = "lrp.epsilon_plus_flat",
+    target: Any = "argmax",
+    output: str | None = None,
+    wrt: str | Sequence[str] | None = None,
+    fitted: Any = None,
+    strict: bool = True,
+    delta: bool = False,
+    ledger: bool = False,
+    strip: bool = True,
+    rules: Sequence[str | os.PathLike[str]] = (),
+    lowering: str = "cpu",
+    **params: Any,
+) -> Explanation:
     """The model, with `<tensor>_attribution` outputs behind its own: what each element of a tensor contributed to the explained score.
 
     model: a path, bytes, or an onnx.ModelProto (left unchanged). method: a registered name, the path of a .toml, a Method, or
@@ -41,18 +53,31 @@ def convert(model: Model, method: MethodLike | Sequence[MethodLike] = "lrp.epsil
     Sigmoid is stripped from it unless strip=False. wrt: names of the tensors to attribute to (default: all float inputs).
     delta adds `<output>_delta` [N], what the attributions should add up to minus what they do; ledger adds
     `<output>_ledger` [N, layers, 4], relevance arrived, sent on, absorbed by bias and by stabiliser. rules: Python files
-    with rules of your own. params: the method's parameters (see `methods()`).
+    with rules of your own. lowering: "cpu" or "cuda" write the same values in the form that runs fastest there (and runs
+    everywhere), "portable" as the rules say them. params: the method's parameters (see `methods()`).
 
     Raises ModelError, UnsupportedOp, MethodError, TargetError; all are GraphattrError.
     """
-    *_, (_, explanation) = street(model, method, target, output, wrt, fitted, strict, delta, ledger, strip, rules, **params)
+    *_, (_, explanation) = street(model, method, target, output, wrt, fitted, strict, delta, ledger, strip, rules, lowering, **params)
     assert isinstance(explanation, Explanation)
     return explanation
 
 
-def street(model: Model, method: MethodLike | Sequence[MethodLike] = "lrp.epsilon_plus_flat", target: Any = "argmax", output: str | None = None,
-           wrt: str | Sequence[str] | None = None, fitted: Any = None, strict: bool = True, delta: bool = False, ledger: bool = False,
-           strip: bool = True, rules: Sequence[str | os.PathLike[str]] = (), **params: Any) -> Iterator[tuple[str, Any]]:
+def street(
+    model: Model,
+    method: MethodLike | Sequence[MethodLike] = "lrp.epsilon_plus_flat",
+    target: Any = "argmax",
+    output: str | None = None,
+    wrt: str | Sequence[str] | None = None,
+    fitted: Any = None,
+    strict: bool = True,
+    delta: bool = False,
+    ledger: bool = False,
+    strip: bool = True,
+    rules: Sequence[str | os.PathLike[str]] = (),
+    lowering: str = "cpu",
+    **params: Any,
+) -> Iterator[tuple[str, Any]]:
     """`convert`, stage by stage: yields (stage, value) from "load" to "export"."""
     _load_rules(rules)
     if fitted is not None:
@@ -66,13 +91,20 @@ def street(model: Model, method: MethodLike | Sequence[MethodLike] = "lrp.epsilo
     tensors = attributed(canonical, wrt)
     aim = check_target(target, explained.y)
     if aim == "seed" and "seed" in params:
-        raise MethodError("target=\"seed\" brings the seed at run time; it cannot be combined with the parameter seed=")
+        raise MethodError('target="seed" brings the seed at run time; it cannot be combined with the parameter seed=')
     _check_input_names(canonical.graph, aim, tensors, params)
     request = Request(explained, tensors, aim, strict, delta, ledger, wrt is not None)
     graph = to_layers(canonical.graph, data_roots(canonical, tensors), [*tensors, explained.y])
     yield "layers", graph
     plans = [plan_of(graph, m, request) for m in chosen]
-    yield "plan", {f"{m.name}: {layer}" if len(chosen) > 1 else layer: b for m, p in zip(chosen, plans, strict=True) for layer, b in p.items()}
+    yield (
+        "plan",
+        {
+            f"{m.name}: {layer}" if len(chosen) > 1 else layer: b
+            for m, p in zip(chosen, plans, strict=True)
+            for layer, b in p.items()
+        },
+    )
     begin = start(graph.graph, request)
     written = [attribute(graph, m, p, request, begin) for m, p in zip(chosen, plans, strict=True)]
     added = _outputs(written, request)
@@ -80,20 +112,32 @@ def street(model: Model, method: MethodLike | Sequence[MethodLike] = "lrp.epsilo
     yield "backward", canonical.graph
     slim = simplify(canonical.graph)
     yield "simplify", slim
-    fast = lower(slim)
+    fast = lower(slim, lowering)
     yield "lower", fast
-    yield "export", export(fast, source, canonical.model, _manifest(canonical, graph, request, written, begin[1], params))
+    yield (
+        "export",
+        export(fast, source, canonical.model, _manifest(canonical, graph, request, written, begin[1], params) | {"lowering": lowering}),
+    )
 
 
-def explain(model: Model | Explanation, inputs: Any, method: MethodLike = "lrp.epsilon_plus_flat", target: Any = "argmax",
-            providers: Any = None, **options: Any) -> Attribution:
+def explain(
+    model: Model | Explanation,
+    inputs: Any,
+    method: MethodLike = "lrp.epsilon_plus_flat",
+    target: Any = "argmax",
+    providers: Any = None,
+    **options: Any,
+) -> Attribution:
     """Convert and run in one call. inputs: one array, or arrays by input name; target may be an int64 array, one class per sample.
 
     options: as for `convert`. Raises what `convert` and `Explainer` raise.
     """
     import numpy as np
+
     per_sample = isinstance(target, (np.ndarray, list)) and np.ndim(target) == 1
-    explanation = model if isinstance(model, Explanation) else convert(model, method, "input" if per_sample else target, **options)
+    explanation = (
+        model if isinstance(model, Explanation) else convert(model, method, "input" if per_sample else target, **options)
+    )
     return Explainer(explanation, providers)(inputs, np.asarray(target, np.int64) if per_sample else None)
 
 
@@ -119,10 +163,14 @@ def _methods(method: MethodLike | Sequence[MethodLike], params: Mapping[str, Any
 
 def _check_input_names(g: Graph, target: Target, wrt: Sequence[Value], params: Mapping[str, Any]) -> None:
     ours = [str(target)] if target in ("input", "seed") else []
-    ours = ["target" if n == "input" else n for n in ours] + ([f"{v.name}_baseline" for v in wrt] if params.get("baselines") == "input" else [])
+    ours = ["target" if n == "input" else n for n in ours] + (
+        [f"{v.name}_baseline" for v in wrt] if params.get("baselines") == "input" else []
+    )
     for name in ours:
         if name in g.names:
-            raise TargetError(f"the model already has a tensor named {name!r}, which graphattr needs for its own input; rename it in the model")
+            raise TargetError(
+                f"the model already has a tensor named {name!r}, which graphattr needs for its own input; rename it in the model"
+            )
 
 
 def _outputs(written: Sequence[Written], request: Request) -> list[tuple[str, Value]]:
@@ -138,23 +186,42 @@ def _outputs(written: Sequence[Written], request: Request) -> list[tuple[str, Va
     return added
 
 
-def _manifest(canonical: Canonical, graph: LayerGraph, request: Request, written: Sequence[Written],
-              index: Value | None, params: Mapping[str, Any]) -> dict[str, Any]:
+def _manifest(
+    canonical: Canonical,
+    graph: LayerGraph,
+    request: Request,
+    written: Sequence[Written],
+    index: Value | None,
+    params: Mapping[str, Any],
+) -> dict[str, Any]:
     """What was done: enough to know, without graphattr, what each added output means and which rule each layer got."""
     several = len(written) > 1
     end = {w.method.name: f"_{w.method.name.replace('.', '_')}" if several else "" for w in written}
     name = request.explained.name
     source_outputs = [o.name for o in canonical.model.graph.output]
     return {
-        "version": __version__, "source_sha256": canonical.source.sha256,
-        "method": ",".join(w.method.name for w in written), "params": dict(params),
+        "version": __version__,
+        "source_sha256": canonical.source.sha256,
+        "method": ",".join(w.method.name for w in written),
+        "params": dict(params),
         "target": request.target if isinstance(request.target, (str, int)) else list(request.target),
-        "target_tensor": _index_name(index), "entries": entries(request.explained.y),
-        "output": name, "stripped": request.explained.stripped, "wrt": [v.name for v in request.wrt],
+        "target_tensor": _index_name(index),
+        "entries": entries(request.explained.y),
+        "output": name,
+        "stripped": request.explained.stripped,
+        "wrt": [v.name for v in request.wrt],
         "outputs": source_outputs,
-        "attributions": {(t if not several else f"{t}/{w.method.name}"): f"{t}_attribution{end[w.method.name]}" for w in written for t in w.attributions},
-        "extras": {(e if not several else f"{e}/{w.method.name}"): f"{name}_{e}{end[w.method.name]}" for w in written for e in w.extras},
-        "ledger": {"columns": LEDGER_COLUMNS, "layers": {w.method.name: w.ledger_layers for w in written}} if request.ledger else None,
+        "attributions": {
+            (t if not several else f"{t}/{w.method.name}"): f"{t}_attribution{end[w.method.name]}"
+            for w in written
+            for t in w.attributions
+        },
+        "extras": {
+            (e if not several else f"{e}/{w.method.name}"): f"{name}_{e}{end[w.method.name]}" for w in written for e in w.extras
+        },
+        "ledger": {"columns": LEDGER_COLUMNS, "layers": {w.method.name: w.ledger_layers for w in written}}
+        if request.ledger
+        else None,
         "unaffected": sorted({n for w in written for n in w.unaffected}),
         "seed": {w.method.name: "input" if request.target == "seed" else w.method.seed for w in written},
         "expects": {w.method.name: w.method.expects for w in written},
@@ -169,29 +236,47 @@ def _index_name(index: Value | None) -> str | None:
 
 def _layer_entry(graph: LayerGraph, name: str, bound: Bound) -> dict[str, Any]:
     layer = graph[name]
-    return {"layer": name, "op": layer.op, "kind": layer.kind, "rule": bound.rule.name, "line": bound.line, "params": dict(bound.params)}
+    return {
+        "layer": name,
+        "op": layer.op,
+        "kind": layer.kind,
+        "rule": bound.rule.name,
+        "line": bound.line,
+        "params": dict(bound.params),
+    }
 
 
 # -- looking ------------------------------------------------------------------------------------------------------
-def inspect(model: Model, method: MethodLike | None = None, output: str | None = None, wrt: str | Sequence[str] | None = None,
-            strip: bool = True, rules: Sequence[str | os.PathLike[str]] = (), **params: Any) -> dict[str, Any]:
+def inspect(
+    model: Model,
+    method: MethodLike | None = None,
+    output: str | None = None,
+    wrt: str | Sequence[str] | None = None,
+    strip: bool = True,
+    rules: Sequence[str | os.PathLike[str]] = (),
+    **params: Any,
+) -> dict[str, Any]:
     """What is in the file, which rule each layer would get, what would fail and why, as plain data.
 
     Keys: inputs, outputs, opset, explained, layers (name, op, kind, shape, parameters, on_path, rule, line, problem), coverage
     (layers on the path that have a rule, over all on the path), problems.
     """
     from .look import look
+
     _load_rules(rules)
     chosen = None if method is None else _methods(method, params)[0]
     return look(canonicalise(read(model), fold_bn=params.get("bn", "affine") != "pass"), chosen, output, wrt, strip)
 
 
-def verify(explanation: Explanation | Model, model: Model | None = None, data: Any = None, providers: Any = None) -> dict[str, Any]:
+def verify(
+    explanation: Explanation | Model, model: Model | None = None, data: Any = None, providers: Any = None
+) -> dict[str, Any]:
     """Check an explanation: provenance, outputs equal to the source's, finite attributions, completeness, the ledger; as plain data.
 
     data: inputs as for `Explainer` (default: seeded noise of the inputs' shapes). Keys: ok, checks (name, ok, detail), ledger.
     """
     from .look import check
+
     return check(explanation, model, data, providers)
 
 
@@ -200,17 +285,34 @@ def methods() -> list[dict[str, Any]]:
     found = []
     for name in method_names():
         m = load_method(name)
-        found.append({"name": name, "summary": m.summary, "source": m.source, "seed": m.seed,
-                      "parameters": {k: {"type": t, "default": d} for k, (t, d) in m.parameters().items()}})
+        found.append(
+            {
+                "name": name,
+                "summary": m.summary,
+                "source": m.source,
+                "seed": m.seed,
+                "parameters": {k: {"type": t, "default": d} for k, (t, d) in m.parameters().items()},
+            }
+        )
     return found
 
 
 def rules() -> list[dict[str, Any]]:
     """Every registered rule: name, summary, the kinds of layers it takes, its parameters, where it was registered."""
     load_rules()
-    return [{"name": r.name, "summary": r.summary, "kinds": sorted(r.kinds), "origin": r.source,
-             "parameters": {p.name: {"type": describe(p.type), "default": None if p.required else p.default, "required": p.required}
-                            for p in r.params.values()}} for r in sorted(REGISTRY.rules.values(), key=lambda r: r.name)]
+    return [
+        {
+            "name": r.name,
+            "summary": r.summary,
+            "kinds": sorted(r.kinds),
+            "origin": r.source,
+            "parameters": {
+                p.name: {"type": describe(p.type), "default": None if p.required else p.default, "required": p.required}
+                for p in r.params.values()
+            },
+        }
+        for r in sorted(REGISTRY.rules.values(), key=lambda r: r.name)
+    ]
 
 
 def operators(opset: int = 22) -> list[dict[str, Any]]:
@@ -218,8 +320,14 @@ def operators(opset: int = 22) -> list[dict[str, Any]]:
     found = []
     for name in sorted({s.name for s in onnx.defs.get_all_schemas() if not s.domain}):
         schema = schema_of(name, "", opset) or schema_of(name, "", onnx.defs.onnx_opset_version())
-        status = ("derivative" if name in VJPS else "zero" if name in CONSTANT else
-                  "body" if schema is not None and (schema.has_function or schema.has_context_dependent_function) else "none")
+        status = (
+            "derivative"
+            if name in VJPS
+            else "zero"
+            if name in CONSTANT
+            else "body"
+            if schema is not None and (schema.has_function or schema.has_context_dependent_function)
+            else "none"
+        )
         found.append({"name": name, "derivative": status, "since": schema.since_version if schema is not None else None})
     return found
-

@@ -58,8 +58,10 @@ def plan_of(graph: LayerGraph, method: Method, request: Request) -> Plan:
     """The rule of each layer between the attributed tensors and the explained one; TargetError when there is no such layer."""
     missing = _unaffected(graph, request)
     if request.explained.stripped and request.explained.name in missing:
-        raise TargetError(f"cannot attribute to {request.explained.name!r}: its {request.explained.stripped} is stripped, so "
-                          f"{request.explained.y.name!r} before it is explained; pass strip=False (--no-strip) to explain it itself")
+        raise TargetError(
+            f"cannot attribute to {request.explained.name!r}: its {request.explained.stripped} is stripped, so "
+            f"{request.explained.y.name!r} before it is explained; pass strip=False (--no-strip) to explain it itself"
+        )
     if len(missing) == len(request.wrt) or (missing and request.all_needed):
         raise TargetError(
             f"the explained output {request.explained.name!r} does not depend on {', '.join(map(repr, missing))} through any "
@@ -75,9 +77,7 @@ def _unaffected(graph: LayerGraph, request: Request) -> list[str]:
     return [v.name for v in request.wrt if v not in reached]
 
 
-def attribute(
-    graph: LayerGraph, method: Method, rules: Plan, request: Request, begin: tuple[Value, Value | None]
-) -> Written:
+def attribute(graph: LayerGraph, method: Method, rules: Plan, request: Request, begin: tuple[Value, Value | None]) -> Written:
     """Append one method's backward pass to the graph."""
     g, y = graph.graph, request.explained.y
     path = graph.between(request.wrt, [y])

@@ -23,8 +23,14 @@ class Entry:
     absorbed: dict[str, list[Value]] = field(default_factory=dict)
 
 
-def backward(graph: LayerGraph, plan: Plan, path: Sequence[Layer], seeds: Mapping[Value, Value], wrt: Sequence[Value],
-             ledger: list[Entry] | None = None) -> dict[Value, Value]:
+def backward(
+    graph: LayerGraph,
+    plan: Plan,
+    path: Sequence[Layer],
+    seeds: Mapping[Value, Value],
+    wrt: Sequence[Value],
+    ledger: list[Entry] | None = None,
+) -> dict[Value, Value]:
     """Relevance (or gradient) at each wrt tensor that any reaches. Where a tensor has several readers, their shares add up."""
     g = graph.graph
     arriving: dict[Value, list[Value]] = {v: [r] for v, r in seeds.items()}
@@ -59,6 +65,8 @@ def _apply(g: Graph, site: Site, rule: str, plan: Plan, rs: Sequence[Value | Non
         raise type(e)(f"rule {rule!r} at layer {site.layer.name!r} ({site.layer.op}; {bound.line}): {e}") from e
     shares = [out] if isinstance(out, Value) else list(out)
     if len(shares) != len(site.xs):
-        raise BuildError(f"rule {rule!r} at layer {site.layer.name!r} returned {len(shares)} relevances for {len(site.xs)} data inputs "
-                         f"({', '.join(x.name for x in site.xs)}); return one per entry of layer.xs")
+        raise BuildError(
+            f"rule {rule!r} at layer {site.layer.name!r} returned {len(shares)} relevances for {len(site.xs)} data inputs "
+            f"({', '.join(x.name for x in site.xs)}); return one per entry of layer.xs"
+        )
     return [fit(g, r, x) for r, x in zip(shares, site.xs, strict=True)]

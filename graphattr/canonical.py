@@ -36,7 +36,9 @@ class Canonical:
             successor = self.removed[name]
             while successor in self.removed:
                 successor = self.removed[successor]
-            raise TargetError(f"tensor {name!r} was folded away when the graph was made canonical; use its successor {successor!r}")
+            raise TargetError(
+                f"tensor {name!r} was folded away when the graph was made canonical; use its successor {successor!r}"
+            )
         if any(v.is_const and v.name == name for n in self.graph.nodes for v in n.uses):
             raise TargetError(f"{name!r} is a weight; attributions are of inputs and of tensors that are computed from them")
         raise TargetError(f"the model has no tensor {name!r}{did_you_mean(name, known)}")
@@ -82,7 +84,9 @@ def join_stacked_sums(table: Table) -> None:
         if stack is None or stack.op != "Concat" or not table.sole(node.inputs[0]):
             continue
         axis, parts = stack.attrs.get("axis"), [maker(t) for t in stack.inputs]
-        if _axes(table, node) == [axis] and all(p is not None and p.op == "Unsqueeze" and _axes(table, p) == [axis] for p in parts):
+        if _axes(table, node) == [axis] and all(
+            p is not None and p.op == "Unsqueeze" and _axes(table, p) == [axis] for p in parts
+        ):
             table.removed[node.inputs[0].name] = node.outputs[0].name
             table.rewrite(node, "Sum", [p.inputs[0] for p in parts])
 

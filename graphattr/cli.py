@@ -14,6 +14,7 @@ from typing import Any
 from . import __version__, api
 from .errors import GraphattrError, MethodError, RunError, did_you_mean
 from .export import Explanation, _plain
+from .lower import TARGETS
 from .tables import ledger_table, listing, verdict_table
 
 STAGES = ("load", "canonicalise", "layers", "plan", "backward", "simplify", "lower", "export")
@@ -41,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="graphattr", description="An exported ONNX model goes in, an ONNX model that also explains comes out.")
+    parser = argparse.ArgumentParser(
+        prog="graphattr", description="An exported ONNX model goes in, an ONNX model that also explains comes out."
+    )
     parser.add_argument("--version", action="version", version=f"graphattr {__version__}")
     parser.set_defaults(debug=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -67,8 +70,11 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--model", help="the source model")
     check.add_argument("--data", metavar="FILE", help=".npy or .npz with inputs (default: seeded noise)")
     check.add_argument("--provider", default="cpu")
-    for name, what in (("methods", "named methods and their parameters"), ("rules", "rules that tables can name"),
-                       ("operators", "operators and whether they have a derivative")):
+    for name, what in (
+        ("methods", "named methods and their parameters"),
+        ("rules", "rules that tables can name"),
+        ("operators", "operators and whether they have a derivative"),
+    ):
         _command(commands, name, run_catalogue, what).set_defaults(catalogue=name)
     demo = _command(commands, "demo", run_demo, "explain two photos with a real ImageNet model by five methods")
     demo.add_argument("-o", "--out", metavar="DIR", default="demo-out")
@@ -84,27 +90,53 @@ def _command(commands: Any, name: str, run: Any, text: str) -> argparse.Argument
 
 
 def _add_method(parser: argparse.ArgumentParser, default: str | None) -> None:
-    parser.add_argument("--method", action="append", metavar="M", help="a name (see `graphattr methods`) or a .toml; comma or repeat for several"
-                        + (f" (default: {default})" if default else ""))
+    parser.add_argument(
+        "--method",
+        action="append",
+        metavar="M",
+        help="a name (see `graphattr methods`) or a .toml; comma or repeat for several"
+        + (f" (default: {default})" if default else ""),
+    )
     parser.add_argument("--output", metavar="NAME", help="the output to explain (default: the first float output)")
     parser.add_argument("--wrt", metavar="NAME,..", help="tensors to attribute to (default: all float inputs)")
-    parser.add_argument("--no-strip", action="store_true", help="explain the output after its terminal Softmax, LogSoftmax or Sigmoid")
+    parser.add_argument(
+        "--no-strip", action="store_true", help="explain the output after its terminal Softmax, LogSoftmax or Sigmoid"
+    )
     parser.add_argument("--rules", action="append", default=[], metavar="FILE.py", help="a Python file with rules of your own")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the method, such as eps=0.01 or low=[-2.1,-2.0,-1.8]")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a parameter of the method, such as eps=0.01 or low=[-2.1,-2.0,-1.8]",
+    )
 
 
 def _add_conversion(parser: argparse.ArgumentParser) -> None:
     _add_method(parser, "lrp.epsilon_plus_flat")
-    parser.add_argument("--target", default="argmax", metavar="T", help="argmax, input, seed, an index, or indices such as 3,5,7 (default: argmax)")
+    parser.add_argument(
+        "--target",
+        default="argmax",
+        metavar="T",
+        help="argmax, input, seed, an index, or indices such as 3,5,7 (default: argmax)",
+    )
     parser.add_argument("--delta", action="store_true", help="add the completeness residual per sample")
-    parser.add_argument("--ledger", action="store_true", help="add the conservation ledger: relevance in, out, absorbed, per layer")
-    parser.add_argument("--no-strict", action="store_true", help="let the plain gradient pass where no rule fits; the manifest lists it")
+    parser.add_argument(
+        "--ledger", action="store_true", help="add the conservation ledger: relevance in, out, absorbed, per layer"
+    )
+    parser.add_argument(
+        "--lower", choices=tuple(TARGETS), default="cpu", help="the machine the file is tuned for (default: cpu)"
+    )
+    parser.add_argument(
+        "--no-strict", action="store_true", help="let the plain gradient pass where no rule fits; the manifest lists it"
+    )
 
 
 # -- commands -----------------------------------------------------------------------------------------------------
 def run_convert(args: argparse.Namespace) -> int:
     if args.stop_after:
         from .look import text_of
+
         for stage, value in api.street(args.model, **_conversion(args)):
             if stage == args.stop_after:
                 print(text_of(value))
@@ -112,19 +144,38 @@ def run_convert(args: argparse.Namespace) -> int:
     explanation = api.convert(args.model, **_conversion(args))
     out = explanation.save(args.out or Path(args.model).with_suffix(".explained.onnx"))
     if args.json:
-        _print_json({"path": str(out), "inputs": explanation.inputs, "outputs": explanation.outputs, "manifest": explanation.manifest})
+        _print_json(
+            {
+                "path": str(out),
+                "inputs": explanation.inputs,
+                "outputs": explanation.outputs,
+                "manifest": explanation.manifest,
+            }
+        )
     else:
-        _say(f"{explanation.manifest['method']} of {explanation.manifest['output']!r}: inputs {', '.join(explanation.inputs)}; "
-             f"outputs {', '.join(explanation.outputs)}")
+        _say(
+            f"{explanation.manifest['method']} of {explanation.manifest['output']!r}: inputs {', '.join(explanation.inputs)}; "
+            f"outputs {', '.join(explanation.outputs)}"
+        )
         print(out)
     return 0
 
 
 def run_explain(args: argparse.Namespace) -> int:
     from .gallery import explain_files
+
     explanation = _explanation(args)
-    for report in explain_files(explanation, args.inputs, Path(args.out), preprocess=args.preprocess, provider=args.provider, top=args.top,
-                                labels=args.labels, target=args.target, say=_say):
+    for report in explain_files(
+        explanation,
+        args.inputs,
+        Path(args.out),
+        preprocess=args.preprocess,
+        provider=args.provider,
+        top=args.top,
+        labels=args.labels,
+        target=args.target,
+        say=_say,
+    ):
         _print_json(report) if args.json else print(listing(report))
     return 0
 
@@ -133,22 +184,33 @@ def _explanation(args: argparse.Namespace) -> Explanation:
     """A file that explains already is used as it is; any other is converted."""
     from .export import read_manifest
     from .source import read
+
     source = read(args.model)
     manifest = read_manifest(source.model)
     if manifest is not None:
         if args.method or args.set:
-            raise MethodError(f"{args.model} is already an explanation ({manifest['method']}); give the source model to use another method")
+            raise MethodError(
+                f"{args.model} is already an explanation ({manifest['method']}); give the source model to use another method"
+            )
         return Explanation(source.model, manifest, source.folder)
     return api.convert(args.model, **_conversion(args))
 
 
 def run_inspect(args: argparse.Namespace) -> int:
     from .tables import inspection_table
+
     methods = _methods(args)
     if methods is not None and len(methods) > 1:
         raise MethodError("inspect takes one method at a time")
-    found = api.inspect(args.model, methods[0] if methods else None, args.output, _names(args.wrt), strip=not args.no_strip,
-                        rules=args.rules, **_params(args.set))
+    found = api.inspect(
+        args.model,
+        methods[0] if methods else None,
+        args.output,
+        _names(args.wrt),
+        strip=not args.no_strip,
+        rules=args.rules,
+        **_params(args.set),
+    )
     _print_json(found) if args.json else inspection_table(found)
     return 0
 
@@ -166,6 +228,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
 def run_catalogue(args: argparse.Namespace) -> int:
     from .tables import catalogue_table
+
     entries = getattr(api, args.catalogue)()
     _print_json(entries) if args.json else catalogue_table(args.catalogue, entries)
     return 0
@@ -173,6 +236,7 @@ def run_catalogue(args: argparse.Namespace) -> int:
 
 def run_demo(args: argparse.Namespace) -> int:
     from .demo.run import run
+
     run(Path(args.out))
     return 0
 
@@ -181,8 +245,19 @@ def run_demo(args: argparse.Namespace) -> int:
 def _conversion(args: argparse.Namespace) -> dict[str, Any]:
     methods = _methods(args)
     chosen = {} if methods is None else {"method": methods if len(methods) > 1 else methods[0]}
-    return {**chosen, "target": _target(args.target), "output": args.output, "wrt": _names(args.wrt), "strict": not args.no_strict,
-            "delta": args.delta, "ledger": args.ledger, "strip": not args.no_strip, "rules": args.rules, **_params(args.set)}
+    return {
+        **chosen,
+        "target": _target(args.target),
+        "output": args.output,
+        "wrt": _names(args.wrt),
+        "strict": not args.no_strict,
+        "delta": args.delta,
+        "ledger": args.ledger,
+        "strip": not args.no_strip,
+        "rules": args.rules,
+        "lowering": args.lower,
+        **_params(args.set),
+    }
 
 
 def _methods(args: argparse.Namespace) -> list[str] | None:
@@ -209,8 +284,9 @@ def _params(settings: Sequence[str]) -> dict[str, Any]:
         if not equals or not key.isidentifier():
             raise MethodError(f"--set {setting!r}: write KEY=VALUE, such as --set eps=0.01")
         if key in RESERVED:
-            raise MethodError(f"--set {key}=...: {key} is not a method's parameter; use --{key.replace('_', '-')}"
-                              f"{did_you_mean(key, [])}")
+            raise MethodError(
+                f"--set {key}=...: {key} is not a method's parameter; use --{key.replace('_', '-')}{did_you_mean(key, [])}"
+            )
         try:
             params[key] = tomllib.loads(f"v = {text}")["v"]
         except tomllib.TOMLDecodeError:
@@ -218,13 +294,14 @@ def _params(settings: Sequence[str]) -> dict[str, Any]:
     return params
 
 
-RESERVED = {"model", "method", "target", "output", "wrt", "fitted", "strict", "delta", "ledger", "strip", "rules"}
+RESERVED = {"model", "method", "target", "output", "wrt", "fitted", "strict", "delta", "ledger", "strip", "rules", "lowering"}
 
 
 def _load_data(path: str | None) -> Any:
     if path is None:
         return None
     import numpy as np
+
     try:
         held = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as e:

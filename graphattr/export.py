@@ -60,13 +60,20 @@ class Explanation:
 
 def export(g: Graph, source: Source, model: onnx.ModelProto, manifest: Mapping[str, Any]) -> Explanation:
     """Write the graph as a model that keeps the source's metadata, domains, doc strings and quantisation annotations."""
-    proto = onnx.ModelProto(producer_name=model.producer_name, producer_version=model.producer_version, domain=model.domain,
-                            model_version=model.model_version, doc_string=model.doc_string)
+    proto = onnx.ModelProto(
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+        domain=model.domain,
+        model_version=model.model_version,
+        doc_string=model.doc_string,
+    )
     embed = sum(t.stored_bytes for t in stored_tensors(g)) <= EMBED_LIMIT
     write_graph(g, proto.graph, embed)
     _carry_over(proto.graph, model.graph)
     used = {n.domain for n in proto.graph.node}
-    imports = [helper.make_opsetid("", g.opset)] + [o for o in model.opset_import if o.domain not in ("", "ai.onnx") and o.domain in used]
+    imports = [helper.make_opsetid("", g.opset)] + [
+        o for o in model.opset_import if o.domain not in ("", "ai.onnx") and o.domain in used
+    ]
     proto.opset_import.extend(imports)
     wanted = max(8, model.ir_version, helper.find_min_ir_version_for([imports[0]], ignore_unknown=True))
     proto.ir_version = min(wanted, MAX_IR)
@@ -82,8 +89,10 @@ def name_outputs(g: Graph, added: Sequence[tuple[str, Value]]) -> None:
     taken = {*g.names, *(name for name, _ in g.outputs)}
     for name, value in added:
         if name in taken:
-            raise TargetError(f"the model already has a tensor named {name!r}, which graphattr needs for its own output; "
-                              "rename it in the model, or explain with other wrt or method names")
+            raise TargetError(
+                f"the model already has a tensor named {name!r}, which graphattr needs for its own output; "
+                "rename it in the model, or explain with other wrt or method names"
+            )
         taken.add(name)
         g.outputs.append((name, value))
 
@@ -164,7 +173,9 @@ def _save_with_data(model: onnx.ModelProto, folder: Path | None, path: Path) -> 
 
     write_atomically(data, chunks())
     for t, at, length in offsets:
-        entry = header.graph.initializer.add(name=t.name, data_type=t.data_type, dims=t.dims, data_location=onnx.TensorProto.EXTERNAL)
+        entry = header.graph.initializer.add(
+            name=t.name, data_type=t.data_type, dims=t.dims, data_location=onnx.TensorProto.EXTERNAL
+        )
         for key, value in (("location", data.name), ("offset", at), ("length", length)):
             entry.external_data.add(key=key, value=str(value))
     try:
@@ -175,8 +186,14 @@ def _save_with_data(model: onnx.ModelProto, folder: Path | None, path: Path) -> 
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    header = onnx.ModelProto(ir_version=model.ir_version, producer_name=model.producer_name, producer_version=model.producer_version,
-                             domain=model.domain, model_version=model.model_version, doc_string=model.doc_string)
+    header = onnx.ModelProto(
+        ir_version=model.ir_version,
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+        domain=model.domain,
+        model_version=model.model_version,
+        doc_string=model.doc_string,
+    )
     header.opset_import.extend(model.opset_import)
     header.metadata_props.extend(model.metadata_props)
     graph = header.graph

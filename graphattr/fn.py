@@ -27,13 +27,20 @@ class Site:
     ledger: dict[str, list[Value]] | None = field(default=None)
 
     @property
-    def x(self) -> Value: return self.layer.x
+    def x(self) -> Value:
+        return self.layer.x
+
     @property
-    def xs(self) -> tuple[Value, ...]: return self.layer.xs
+    def xs(self) -> tuple[Value, ...]:
+        return self.layer.xs
+
     @property
-    def y(self) -> Value: return self.layer.y
+    def y(self) -> Value:
+        return self.layer.y
+
     @property
-    def b(self) -> Value | None: return self.layer.b
+    def b(self) -> Value | None:
+        return self.layer.b
 
     @property
     def w(self) -> Value:
@@ -96,7 +103,9 @@ class Site:
         return dataclasses.replace(main, inputs=(x, w) if self._data_at == 0 else (w, x), attrs=attrs)
 
     def _emit(self, node: Node) -> Value:
-        out: Value = self.g.emit(node.op, *node.inputs, out_shape=node.outputs[0].shape if node.inputs[0] is not None else None, **node.attrs)
+        out: Value = self.g.emit(
+            node.op, *node.inputs, out_shape=node.outputs[0].shape if node.inputs[0] is not None else None, **node.attrs
+        )
         return out
 
 
@@ -111,7 +120,12 @@ def reapply(g: Graph, y: Value, at: Mapping[Value, Value]) -> Value:
             stack.extend(v for v in node.uses if v not in at)
     for node in [n for n in g.nodes if id(n) in needed]:
         if any(v in stands for v in node.inputs if v is not None):
-            made = g.emit(node.op, *(stands.get(v, v) if v is not None else None for v in node.inputs), n_outputs=len(node.outputs),
-                          out_shape=node.outputs[0].shape, **node.attrs)
+            made = g.emit(
+                node.op,
+                *(stands.get(v, v) if v is not None else None for v in node.inputs),
+                n_outputs=len(node.outputs),
+                out_shape=node.outputs[0].shape,
+                **node.attrs,
+            )
             stands.update(zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=True))
     return stands.get(y, y)

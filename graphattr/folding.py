@@ -60,6 +60,8 @@ def fold_scales_forward(table: Table) -> None:
         (a, c), last = affine, linear.add or linear.node
         if linear.node.op == "MatMul" and linear.add is None and node.op in ("Add", "Sub"):
             continue  # a bias already: layers.py sees MatMul + Add as one
+        if node.op in ("Mul", "Div") and np.any(a < 0) and not shifted(table, node, linear):
+            continue  # a negative factor alone is a layer of its own; before a shift it is a normalisation written out
         if np.any(a != 1):
             table.set_constant(linear.node, 1, linear.scaled(a))
         shift = (a * b + c).astype(linear.w.dtype)
@@ -122,8 +124,8 @@ def linear_before(table: Table, node: Any) -> Linear | None:
     if linear is None and before is not None and before.op == "Add" and not before.domain:
         linear = _with_bias(table, before)
     if linear is not None and linear.node.op == "MatMul" and node.op == "BatchNormalization":
-        shape = linear.node.outputs[0].shape  # BatchNormalization's channel is axis 1: the last one only of a matrix
-        return linear if shape is not None and len(shape) == 2 else None
+        # BatchNormalization's channel is axis 1: the last one only of a matrix
+        return linear if table.rank((linear.add or linear.node).outputs[0]) == 2 else None
     return linear
 
 
@@ -165,6 +167,14 @@ def affine_of(table: Table, node: Any, linear: Linear) -> tuple[Array, Array] | 
     if node.op == "Div":
         return None if np.any(v == 0) else (1 / v, zero)
     return {"Mul": (v, zero), "Add": (one, v), "Sub": (one, -v)}[str(node.op)]
+
+
+def shifted(table: Table, node: Any, linear: Linear) -> bool:
+    """Whether only an Add or Sub of a constant per channel reads the node."""
+    reader = node.outputs[0].outputs[0] if table.sole(node.outputs[0]) else None
+    if reader is None or reader.op not in ("Add", "Sub") or table.constant_operand(reader) is None:
+        return False
+    return affine_of(table, reader, linear) is not None and not (reader.op == "Sub" and table.constant_operand(reader) == 0)
 
 
 def normalisation(table: Table, node: Any) -> tuple[Array, Array] | None:

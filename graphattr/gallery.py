@@ -22,8 +22,17 @@ OURS = ("target", "seed")
 Say = Callable[[str], None]
 
 
-def explain_files(explanation: Explanation, files: Sequence[str], out: Path, preprocess: str | None = None, provider: str = "cpu",
-                  top: int = 5, labels: str | None = None, target: str = "argmax", say: Say = lambda _: None) -> Iterator[dict[str, Any]]:
+def explain_files(
+    explanation: Explanation,
+    files: Sequence[str],
+    out: Path,
+    preprocess: str | None = None,
+    provider: str = "cpu",
+    top: int = 5,
+    labels: str | None = None,
+    target: str = "argmax",
+    say: Say = lambda _: None,
+) -> Iterator[dict[str, Any]]:
     """Explain each file; yields one report (input, target, top classes, written files) after the other."""
     explainer = Explainer(explanation, provider)
     names = _labels(labels)
@@ -79,13 +88,22 @@ def _progress(files: Sequence[str]) -> Iterator[str]:
     """A progress bar on stderr when it is a terminal and there is something to wait for."""
     from rich.console import Console
     from rich.progress import track
+
     console = Console(stderr=True)
     yield from track(files, "explaining", console=console, disable=len(files) < 2 or not console.is_terminal)
 
 
 # -- one file -----------------------------------------------------------------------------------------------------
-def _report(file: str, item: InputItem, a: Attribution, explainer: Explainer, pre: Preprocess, out: Path, top: int,
-            names: Sequence[str]) -> dict[str, Any]:
+def _report(
+    file: str,
+    item: InputItem,
+    a: Attribution,
+    explainer: Explainer,
+    pre: Preprocess,
+    out: Path,
+    top: int,
+    names: Sequence[str],
+) -> dict[str, Any]:
     stem = Path(file).stem
     logits = np.asarray(a.outputs[explainer.manifest["output"]])
     flat = logits.reshape(len(logits), -1) if logits.ndim > 1 else logits.reshape(-1, 1)
@@ -95,13 +113,24 @@ def _report(file: str, item: InputItem, a: Attribution, explainer: Explainer, pr
         for i in range(min(len(scores), MOST_PICTURES)):
             number = f".{i}" if len(scores) > 1 else ""
             index = None if a.target is None else int(a.target[i])
-            written += _save_picture(out / f"{stem}{number}.{score_name.replace('/', '.')}.png" if len(a.scores) > 1
-                                     else out / f"{stem}{number}.png", item, i, scores[i], pre,
-                                     _caption(flat[i], index, names), method)
+            written += _save_picture(
+                out / f"{stem}{number}.{score_name.replace('/', '.')}.png" if len(a.scores) > 1 else out / f"{stem}{number}.png",
+                item,
+                i,
+                scores[i],
+                pre,
+                _caption(flat[i], index, names),
+                method,
+            )
     order = np.argsort(-flat[0], kind="stable")[:top]
-    return {"input": file, "samples": len(flat), "target": None if a.target is None else a.target.tolist(),
-            "top": [{"index": int(k), "label": _label(int(k), names), "score": float(flat[0, k])} for k in order],
-            "delta": None if a.delta is None else a.delta.tolist(), "files": [str(f) for f in written]}
+    return {
+        "input": file,
+        "samples": len(flat),
+        "target": None if a.target is None else a.target.tolist(),
+        "top": [{"index": int(k), "label": _label(int(k), names), "score": float(flat[0, k])} for k in order],
+        "delta": None if a.delta is None else a.delta.tolist(),
+        "files": [str(f) for f in written],
+    }
 
 
 def _caption(scores: Array, index: int | None, names: Sequence[str]) -> str:
@@ -133,6 +162,7 @@ def _save_arrays(path: Path, a: Attribution, manifest: Mapping[str, Any]) -> Pat
 def _save_picture(path: Path, item: InputItem, i: int, score: Array, pre: Preprocess, caption: str, method: str) -> list[Path]:
     """A panel for picture-like attributions, bars for one-dimensional ones, nothing for others."""
     from .render import bars, panel, reduction, save_png
+
     if score.ndim == 3 and (item.display is not None or score.shape[0] in (1, 3, 4) or pre.layout == "NHWC"):
         channels_first = np.moveaxis(score, -1, 0) if pre.layout == "NHWC" else score
         photo = item.display if item.display is not None and i == 0 else None

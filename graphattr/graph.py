@@ -23,7 +23,15 @@ Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 Attr: TypeAlias = Any  # int, float, str, list of these, array, Graph, or a raw AttributeProto kept as it came
 Operand: TypeAlias = "Value | Array | float | int | bool | Sequence[int] | Sequence[float] | None"
 
-RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
+RANDOM = {
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+    "Dropout",
+}
 
 
 class Stored(Protocol):
@@ -68,16 +76,20 @@ class Value:
     @property
     def rank(self) -> int:
         if self.shape is None:
-            raise BuildError(f"the rank of {self.name!r} is unknown, and this step needs it; "
-                             "run onnx.shape_inference on the model, or give its inputs a shape")
+            raise BuildError(
+                f"the rank of {self.name!r} is unknown, and this step needs it; "
+                "run onnx.shape_inference on the model, or give its inputs a shape"
+            )
         return len(self.shape)
 
     def dim(self, axis: int) -> int:
         """The static size of an axis; BuildError where it is symbolic."""
         size = self.shape[axis] if self.shape is not None else None
         if not isinstance(size, int):
-            raise BuildError(f"axis {axis} of {self.name!r} must have a static size here, but is {size!r}; "
-                             "export the model with this axis fixed")
+            raise BuildError(
+                f"axis {axis} of {self.name!r} must have a static size here, but is {size!r}; "
+                "export the model with this axis fixed"
+            )
         return size
 
     def __repr__(self) -> str:
@@ -86,19 +98,44 @@ class Value:
     def __bool__(self) -> bool:
         raise TypeError("a graph value has no truth value; use g.Where(condition, a, b)")
 
-    def __add__(self, other: Operand) -> Value: return self.graph.emit("Add", self, other)
-    def __radd__(self, other: Operand) -> Value: return self.graph.emit("Add", other, self)
-    def __sub__(self, other: Operand) -> Value: return self.graph.emit("Sub", self, other)
-    def __rsub__(self, other: Operand) -> Value: return self.graph.emit("Sub", other, self)
-    def __mul__(self, other: Operand) -> Value: return self.graph.emit("Mul", self, other)
-    def __rmul__(self, other: Operand) -> Value: return self.graph.emit("Mul", other, self)
-    def __truediv__(self, other: Operand) -> Value: return self.graph.emit("Div", self, other)
-    def __rtruediv__(self, other: Operand) -> Value: return self.graph.emit("Div", other, self)
-    def __neg__(self) -> Value: return self.graph.emit("Neg", self)
-    def __gt__(self, other: Operand) -> Value: return self.graph.emit("Greater", self, other)
-    def __lt__(self, other: Operand) -> Value: return self.graph.emit("Less", self, other)
-    def __ge__(self, other: Operand) -> Value: return self.graph.emit("GreaterOrEqual", self, other)
-    def __le__(self, other: Operand) -> Value: return self.graph.emit("LessOrEqual", self, other)
+    def __add__(self, other: Operand) -> Value:
+        return self.graph.emit("Add", self, other)
+
+    def __radd__(self, other: Operand) -> Value:
+        return self.graph.emit("Add", other, self)
+
+    def __sub__(self, other: Operand) -> Value:
+        return self.graph.emit("Sub", self, other)
+
+    def __rsub__(self, other: Operand) -> Value:
+        return self.graph.emit("Sub", other, self)
+
+    def __mul__(self, other: Operand) -> Value:
+        return self.graph.emit("Mul", self, other)
+
+    def __rmul__(self, other: Operand) -> Value:
+        return self.graph.emit("Mul", other, self)
+
+    def __truediv__(self, other: Operand) -> Value:
+        return self.graph.emit("Div", self, other)
+
+    def __rtruediv__(self, other: Operand) -> Value:
+        return self.graph.emit("Div", other, self)
+
+    def __neg__(self) -> Value:
+        return self.graph.emit("Neg", self)
+
+    def __gt__(self, other: Operand) -> Value:
+        return self.graph.emit("Greater", self, other)
+
+    def __lt__(self, other: Operand) -> Value:
+        return self.graph.emit("Less", self, other)
+
+    def __ge__(self, other: Operand) -> Value:
+        return self.graph.emit("GreaterOrEqual", self, other)
+
+    def __le__(self, other: Operand) -> Value:
+        return self.graph.emit("LessOrEqual", self, other)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -219,13 +256,17 @@ class Graph:
         raise AttributeError(op)
 
     @overload
-    def emit(self, op: str, *inputs: Operand, n_outputs: Literal[1] = 1, out_shape: Shape | None = None, **attrs: Attr) -> Value: ...
+    def emit(
+        self, op: str, *inputs: Operand, n_outputs: Literal[1] = 1, out_shape: Shape | None = None, **attrs: Attr
+    ) -> Value: ...
     @overload
-    def emit(self, op: str, *inputs: Operand, n_outputs: int, out_shape: Shape | None = None,
-             **attrs: Attr) -> tuple[Value, ...]: ...
+    def emit(
+        self, op: str, *inputs: Operand, n_outputs: int, out_shape: Shape | None = None, **attrs: Attr
+    ) -> tuple[Value, ...]: ...
 
-    def emit(self, op: str, *inputs: Operand, n_outputs: int = 1, out_shape: Shape | None = None,
-             **attrs: Attr) -> Value | tuple[Value, ...]:
+    def emit(
+        self, op: str, *inputs: Operand, n_outputs: int = 1, out_shape: Shape | None = None, **attrs: Attr
+    ) -> Value | tuple[Value, ...]:
         """Append `op` and return its output, or a tuple when `n_outputs` > 1. `out_shape` fills in what inference leaves open."""
         values = self._coerce(op, inputs)
         attrs = {k: v for k, v in attrs.items() if v is not None}
@@ -236,8 +277,16 @@ class Graph:
             self._seen[key] = outputs
         return outputs[0] if n_outputs == 1 else outputs
 
-    def record(self, op: str, inputs: Sequence[Value | None], outputs: Sequence[str], attrs: Mapping[str, Attr],
-               name: str, domain: str = "", types: Mapping[str, tuple[Any, Shape | None]] | None = None) -> tuple[Value, ...]:
+    def record(
+        self,
+        op: str,
+        inputs: Sequence[Value | None],
+        outputs: Sequence[str],
+        attrs: Mapping[str, Attr],
+        name: str,
+        domain: str = "",
+        types: Mapping[str, tuple[Any, Shape | None]] | None = None,
+    ) -> tuple[Value, ...]:
         """Append a node of a source model under its own names; `types` are those the file declares."""
         values = self._append(op, tuple(inputs), dict(attrs), list(outputs), name, domain, None, types or {})
         if not domain and op not in RANDOM and all(outputs):
@@ -245,9 +294,17 @@ class Graph:
             self._seen.setdefault(key, values)
         return values
 
-    def _append(self, op: str, inputs: tuple[Value | None, ...], attrs: dict[str, Attr], outputs: list[str | None],
-                name: str | None, domain: str, out_shape: Shape | None,
-                declared: Mapping[str, tuple[Any, Shape | None]] = {}) -> tuple[Value, ...]:
+    def _append(
+        self,
+        op: str,
+        inputs: tuple[Value | None, ...],
+        attrs: dict[str, Attr],
+        outputs: list[str | None],
+        name: str | None,
+        domain: str,
+        out_shape: Shape | None,
+        declared: Mapping[str, tuple[Any, Shape | None]] = {},
+    ) -> tuple[Value, ...]:
         types = infer(op, domain, self.opset, inputs, attrs, len(outputs), strict=name is None)
         values: list[Value] = []
         for i, (out, inferred) in enumerate(zip(outputs, types, strict=True)):
@@ -262,7 +319,14 @@ class Graph:
         if name is None and len(values) == 1 and _known(values[0].content):
             self._names.discard(values[0].name)
             return (self.const(values[0].content, values[0].dtype),)
-        node = Node(op, inputs, tuple(values), attrs, (values[0].name if values else self.fresh(op)) if name is None else name, domain)
+        node = Node(
+            op,
+            inputs,
+            tuple(values),
+            attrs,
+            (values[0].name if values else self.fresh(op)) if name is None else name,
+            domain,
+        )
         self.nodes.append(node)
         self._producer.update(dict.fromkeys(values, node))
         return node.outputs
@@ -273,8 +337,10 @@ class Graph:
             raise BuildError(f"ONNX has no operator {op!r} at opset {self.opset}" + did_you_mean(op, _op_names()))
         formal = [schema.inputs[min(i, len(schema.inputs) - 1)].type_str if schema.inputs else "" for i in range(len(inputs))]
         dtypes = {t: v.dtype for t, v in zip(formal, inputs, strict=True) if isinstance(v, Value)}
-        return tuple(v if v is None or isinstance(v, Value) else self.const(v, _dtype_for(v, t, dtypes))
-                     for v, t in zip(inputs, formal, strict=True))
+        return tuple(
+            v if v is None or isinstance(v, Value) else self.const(v, _dtype_for(v, t, dtypes))
+            for v, t in zip(inputs, formal, strict=True)
+        )
 
     # -- subgraphs --------------------------------------------------------------------------------------------
     def subgraph(self, name: str) -> Graph:

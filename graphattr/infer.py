@@ -38,8 +38,15 @@ def schema_of(op: str, domain: str, opset: int) -> Any:
         return None
 
 
-def infer(op: str, domain: str, opset: int, inputs: Sequence[Value | None], attrs: Mapping[str, Any],
-          n_outputs: int, strict: bool) -> list[Inferred]:
+def infer(
+    op: str,
+    domain: str,
+    opset: int,
+    inputs: Sequence[Value | None],
+    attrs: Mapping[str, Any],
+    n_outputs: int,
+    strict: bool,
+) -> list[Inferred]:
     """(dtype, shape, content) per output. `strict` raises BuildError on an illegal node; otherwise it stays unknown."""
     unknown: list[Inferred] = [(None, None, None)] * n_outputs
     schema = schema_of(op, "" if domain == "ai.onnx" else domain, opset) if domain in ("", "ai.onnx") else None
@@ -59,15 +66,23 @@ def infer(op: str, domain: str, opset: int, inputs: Sequence[Value | None], attr
     else:
         types = _cache[key]
     content = content_after(op, inputs, attrs)
-    return [(dtype, _certain(op, inputs, attrs, shape) if i == 0 or op == "MaxPool" else shape, content if i == 0 else None)
-            for i, (dtype, shape) in enumerate(types)]
+    return [
+        (dtype, _certain(op, inputs, attrs, shape) if i == 0 or op == "MaxPool" else shape, content if i == 0 else None)
+        for i, (dtype, shape) in enumerate(types)
+    ]
 
 
 def _key(op: str, opset: int, inputs: Sequence[Value | None], attrs: Mapping[str, Any], n_outputs: int) -> Any:
     """What the result depends on; None when it is not worth remembering."""
     try:
         items = tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in attrs.items()))
-        key = (op, opset, n_outputs, items, tuple(None if v is None else (v.dtype, v.shape, v.content, _small(v)) for v in inputs))
+        key = (
+            op,
+            opset,
+            n_outputs,
+            items,
+            tuple(None if v is None else (v.dtype, v.shape, v.content, _small(v)) for v in inputs),
+        )
         hash(key)
     except TypeError:
         return None
@@ -82,8 +97,9 @@ def _small(v: Value) -> bytes | None:
     return None
 
 
-def _infer(schema: Any, op: str, opset: int, inputs: Sequence[Value | None], attrs: Mapping[str, Any],
-           n_outputs: int) -> list[tuple[np.dtype[Any] | None, Shape | None]]:
+def _infer(
+    schema: Any, op: str, opset: int, inputs: Sequence[Value | None], attrs: Mapping[str, Any], n_outputs: int
+) -> list[tuple[np.dtype[Any] | None, Shape | None]]:
     names = [f"i{i}" if v is not None else "" for i, v in enumerate(inputs)]
     node = helper.make_node(op, names, [f"o{i}" for i in range(n_outputs)])
     for k, v in attrs.items():
@@ -92,7 +108,9 @@ def _infer(schema: Any, op: str, opset: int, inputs: Sequence[Value | None], att
     for name, v in zip(names, inputs, strict=True):
         if v is not None:
             assert v.dtype is not None
-            shape = None if v.shape is None else [d if isinstance(d, int) or (d and not d.startswith("?")) else None for d in v.shape]
+            shape = (
+                None if v.shape is None else [d if isinstance(d, int) or (d and not d.startswith("?")) else None for d in v.shape]
+            )
             types[name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(v.dtype), shape)
             if _small(v) is not None:
                 data[name] = numpy_helper.from_array(np.asarray(v.data), name)
@@ -158,7 +176,9 @@ def _certain(op: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any], 
     if op == "Resize" and shape is not None:
         return _resized(x.shape, inputs, attrs, shape)
     if op in WINDOWED and shape is not None and (None in shape or attrs.get("ceil_mode")):
-        kernel = attrs.get("kernel_shape") or (inputs[1].shape[2:] if op == "Conv" and inputs[1] is not None and inputs[1].shape else None)
+        kernel = attrs.get("kernel_shape") or (
+            inputs[1].shape[2:] if op == "Conv" and inputs[1] is not None and inputs[1].shape else None
+        )
         if kernel and all(isinstance(k, int) for k in kernel):
             return tuple(_window(x.shape[i], d, i - 2, kernel, attrs) if i >= 2 else d for i, d in enumerate(shape))
     return shape
@@ -187,8 +207,10 @@ def _reshaped(source: Shape, target: tuple[Dim, ...], allowzero: bool, inferred:
 def _broadcast(a: Shape, b: Shape) -> Shape:
     rank = max(len(a), len(b))
     a, b = (1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b
-    return tuple(q if p == 1 else p if q == 1 or p == q or isinstance(p, int) else q if isinstance(q, int) else None
-                 for p, q in zip(a, b, strict=True))
+    return tuple(
+        q if p == 1 else p if q == 1 or p == q or isinstance(p, int) else q if isinstance(q, int) else None
+        for p, q in zip(a, b, strict=True)
+    )
 
 
 def _resized(source: Shape, inputs: Sequence[Value | None], attrs: Mapping[str, Any], shape: Shape) -> Shape:
@@ -215,7 +237,11 @@ def _window(size: Dim, inferred: Dim, axis: int, kernel: Sequence[Any], attrs: M
     same = attrs.get("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
     ceil = bool(attrs.get("ceil_mode")) and not same
     if isinstance(inferred, int) or not isinstance(size, str):
-        return min(inferred, (size + begin - 1) // s + 1) if ceil and isinstance(inferred, int) and isinstance(size, int) else inferred
+        return (
+            min(inferred, (size + begin - 1) // s + 1)
+            if ceil and isinstance(inferred, int) and isinstance(size, int)
+            else inferred
+        )
     if same:
         return size if s == 1 else f"ceil({size}/{s})"
     grow = begin + end - reach
@@ -233,7 +259,7 @@ def _pads(axis: int, rank: int, attrs: Mapping[str, Any]) -> tuple[int, int]:
 def content_after(op: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any]) -> Content:
     """Elements of the output when op is shape arithmetic on tensors whose elements are (partly) known; else None."""
     if op == "Shape" and inputs[0] is not None and inputs[0].shape is not None:
-        return inputs[0].shape[attrs.get("start", 0):attrs.get("end")]
+        return inputs[0].shape[attrs.get("start", 0) : attrs.get("end")]
     if op not in _ARITHMETIC or any(v is not None and v.content is None for v in inputs):
         return None
     args = [v.content if v is not None else None for v in inputs]
@@ -270,7 +296,7 @@ def _slice(args: list[Any], attrs: Mapping[str, Any]) -> Content:
     assert end is not None
     if step < 0 and end < -len(data):
         end = None
-    kept: tuple[Dim, ...] = data[_int(starts[0]):end:step]
+    kept: tuple[Dim, ...] = data[_int(starts[0]) : end : step]
     return kept
 
 
@@ -284,6 +310,7 @@ def _elementwise(f: Any) -> Any:
         n = max(len(a), len(b))
         a, b = (a * n if len(a) == 1 else a), (b * n if len(b) == 1 else b)
         return tuple(f(p, q) for p, q in zip(a, b, strict=True))
+
     return apply
 
 
@@ -292,6 +319,7 @@ def _arith(f: Any, unit: int, commutes: bool) -> Any:
         if isinstance(p, int) and isinstance(q, int):
             return f(p, q)
         return p if q == unit else q if commutes and p == unit else None
+
     return _elementwise(one)
 
 
@@ -300,15 +328,20 @@ def _div(p: int, q: int) -> int:
 
 
 _ARITHMETIC: dict[str, Any] = {
-    "Gather": _gather, "Slice": _slice,
+    "Gather": _gather,
+    "Slice": _slice,
     "Concat": lambda a, _: sum((_tuple(v) for v in a), ()),
     "Unsqueeze": lambda a, _: (a[0],) if isinstance(a[0], int | str) else None,
     "Squeeze": lambda a, _: a[0][0] if isinstance(a[0], tuple) and len(a[0]) == 1 else a[0],
     "Identity": lambda a, _: a[0],
     "Cast": lambda a, attrs: a[0] if attrs.get("to") in (6, 7) else None,
-    "Add": _arith(lambda p, q: p + q, 0, True), "Sub": _arith(lambda p, q: p - q, 0, False),
-    "Mul": _arith(lambda p, q: p * q, 1, True), "Div": _arith(_div, 1, False),
-    "Min": _arith(min, 2**63 - 1, True), "Max": _arith(max, -2**63, True),
-    "ReduceProd": lambda a, attrs: int(np.prod([_int(v) for v in _tuple(a[0])], dtype=np.int64))
-    if not attrs.get("keepdims", 1) and len(a) == 1 else None,
+    "Add": _arith(lambda p, q: p + q, 0, True),
+    "Sub": _arith(lambda p, q: p - q, 0, False),
+    "Mul": _arith(lambda p, q: p * q, 1, True),
+    "Div": _arith(_div, 1, False),
+    "Min": _arith(min, 2**63 - 1, True),
+    "Max": _arith(max, -(2**63), True),
+    "ReduceProd": lambda a, attrs: (
+        int(np.prod([_int(v) for v in _tuple(a[0])], dtype=np.int64)) if not attrs.get("keepdims", 1) and len(a) == 1 else None
+    ),
 }

@@ -28,20 +28,98 @@ from .vjp import depends, has_vjp, is_constant
 
 CONVOLUTIONS = {"Conv", "ConvTranspose"}
 RECTIFIERS = {"Relu", "LeakyRelu", "PRelu", "Clip", "ThresholdedRelu"}
-SMOOTH = {"Elu", "Selu", "Celu", "HardSigmoid", "HardSwish", "Sigmoid", "Tanh", "Softplus", "Softsign", "Mish", "Gelu", "Swish", "Erf",
-          "Exp", "Log", "Sqrt", "Pow", "Abs", "Neg", "Reciprocal", "Sin", "Cos", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh",
-          "Asinh", "Acosh", "Atanh", "QuantizeLinear", "DequantizeLinear", "Mod"}
+SMOOTH = {
+    "Elu",
+    "Selu",
+    "Celu",
+    "HardSigmoid",
+    "HardSwish",
+    "Sigmoid",
+    "Tanh",
+    "Softplus",
+    "Softsign",
+    "Mish",
+    "Gelu",
+    "Swish",
+    "Erf",
+    "Exp",
+    "Log",
+    "Sqrt",
+    "Pow",
+    "Abs",
+    "Neg",
+    "Reciprocal",
+    "Sin",
+    "Cos",
+    "Tan",
+    "Asin",
+    "Acos",
+    "Atan",
+    "Sinh",
+    "Cosh",
+    "Asinh",
+    "Acosh",
+    "Atanh",
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "Mod",
+}
 MEANS = {"AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "CumSum"}
 WINNERS = {"MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin", "TopK"}
-NORMS = {"LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization", "LRN", "LpNormalization",
-         "MeanVarianceNormalization"}
-STRUCTURE = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat", "Pad", "Gather", "GatherElements",
-             "GatherND", "Expand", "Tile", "Where", "Cast", "CastLike", "Identity", "Dropout", "DepthToSpace", "SpaceToDepth", "ScatterElements",
-             "ScatterND", "Trilu", "ReverseSequence", "Compress"}
+NORMS = {
+    "LayerNormalization",
+    "InstanceNormalization",
+    "GroupNormalization",
+    "RMSNormalization",
+    "LRN",
+    "LpNormalization",
+    "MeanVarianceNormalization",
+}
+STRUCTURE = {
+    "Reshape",
+    "Flatten",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Slice",
+    "Split",
+    "Concat",
+    "Pad",
+    "Gather",
+    "GatherElements",
+    "GatherND",
+    "Expand",
+    "Tile",
+    "Where",
+    "Cast",
+    "CastLike",
+    "Identity",
+    "Dropout",
+    "DepthToSpace",
+    "SpaceToDepth",
+    "ScatterElements",
+    "ScatterND",
+    "Trilu",
+    "ReverseSequence",
+    "Compress",
+}
 GATES = {"Sigmoid", "HardSigmoid", "Softmax"}
 NONNEGATIVE = {"Relu", "Sigmoid", "HardSigmoid", "Softplus", "Exp", "Softmax", "Abs", "Sqrt"}
-KEEPS_SIGN = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceSum", "ReduceMax", "Add", "Mul", "Sum",
-              "Mean", "Max", *(STRUCTURE - {"Where", "Pad", "ScatterElements", "ScatterND"})}
+KEEPS_SIGN = {
+    "MaxPool",
+    "AveragePool",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "ReduceMean",
+    "ReduceSum",
+    "ReduceMax",
+    "Add",
+    "Mul",
+    "Sum",
+    "Mean",
+    "Max",
+    *(STRUCTURE - {"Where", "Pad", "ScatterElements", "ScatterND"}),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +256,13 @@ def _linear(g: Graph, node: Node, data: set[Value], kept: set[Value], readers: d
     """A linear layer: one data operand, a constant weight, and the bias that follows a MatMul or a bias-free convolution."""
     operands = [i for i, v in enumerate(node.inputs) if v is not None and v in data]
     weights = [i for i, v in enumerate(node.inputs[:2]) if v is not None and v not in data]
-    if len(operands) != 1 or operands[0] > 1 or not weights or len(node.inputs) < 2 or (node.op == "Einsum" and len(node.inputs) != 2):
+    if (
+        len(operands) != 1
+        or operands[0] > 1
+        or not weights
+        or len(node.inputs) < 2
+        or (node.op == "Einsum" and len(node.inputs) != 2)
+    ):
         return None
     x, w = node.inputs[operands[0]], node.inputs[weights[0]]
     b = node.inputs[2] if len(node.inputs) > 2 else None
@@ -215,7 +299,14 @@ def _kind(g: Graph, node: Node, data: set[Value]) -> str:
     op, n_data = node.op, sum(v is not None and v in data for v in node.inputs)
     if op in _BY_OPERANDS:
         return _BY_OPERANDS[op](node, n_data, node.inputs[0] is not None and node.inputs[0] in data)
-    for kind, ops in (("relu", RECTIFIERS), ("smooth", SMOOTH), ("mean", MEANS), ("maxpool", WINNERS), ("norm", NORMS), ("structure", STRUCTURE)):
+    for kind, ops in (
+        ("relu", RECTIFIERS),
+        ("smooth", SMOOTH),
+        ("mean", MEANS),
+        ("maxpool", WINNERS),
+        ("norm", NORMS),
+        ("structure", STRUCTURE),
+    ):
         if op in ops:
             return kind
     if op == "Resize":
@@ -230,12 +321,21 @@ def _several(one: str, many: str) -> Callable[[Node, int, bool], str]:
 
 
 _BY_OPERANDS: dict[str, Callable[[Node, int, bool], str]] = {
-    "Add": _several("shift", "sum"), "Sub": _several("shift", "sum"), "Sum": _several("shift", "sum"), "Mean": _several("shift", "sum"),
-    "Mul": _several("scale", "product"), "Max": _several("relu", "maxpool"), "Min": _several("relu", "maxpool"),
+    "Add": _several("shift", "sum"),
+    "Sub": _several("shift", "sum"),
+    "Sum": _several("shift", "sum"),
+    "Mean": _several("shift", "sum"),
+    "Mul": _several("scale", "product"),
+    "Max": _several("relu", "maxpool"),
+    "Min": _several("relu", "maxpool"),
     "Div": lambda node, n, first: "quotient" if n == 2 else "scale" if first else "smooth",
-    "MatMul": lambda node, n, first: "bilinear", "Gemm": lambda node, n, first: "bilinear", "Einsum": lambda node, n, first: "bilinear",
-    "Conv": lambda node, n, first: "bilinear", "ConvTranspose": lambda node, n, first: "bilinear",
-    "Softmax": lambda node, n, first: "softmax", "LogSoftmax": lambda node, n, first: "softmax",
+    "MatMul": lambda node, n, first: "bilinear",
+    "Gemm": lambda node, n, first: "bilinear",
+    "Einsum": lambda node, n, first: "bilinear",
+    "Conv": lambda node, n, first: "bilinear",
+    "ConvTranspose": lambda node, n, first: "bilinear",
+    "Softmax": lambda node, n, first: "softmax",
+    "LogSoftmax": lambda node, n, first: "softmax",
 }
 
 
@@ -250,7 +350,9 @@ def _nonnegative(g: Graph) -> frozenset[Value]:
         return data is not None and bool(data >= 0)
 
     for node in g.nodes:
-        if node.op in NONNEGATIVE or (node.op in KEEPS_SIGN and all(positive(v) for v in node.inputs if v is not None and v.is_float)):
+        if node.op in NONNEGATIVE or (
+            node.op in KEEPS_SIGN and all(positive(v) for v in node.inputs if v is not None and v.is_float)
+        ):
             found.update(v for v in node.outputs if v.is_float)
         elif node.op == "Clip" and len(node.inputs) > 1 and node.inputs[1] is not None and positive(node.inputs[1]):
             found.add(node.outputs[0])

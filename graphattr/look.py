@@ -49,8 +49,7 @@ def look(
         "opset": g.opset,
         "producer": canonical.model.producer_name,
         "sha256": canonical.source.sha256,
-        "explained": explained
-        and {"output": explained.name, "tensor": explained.y.name, "stripped": explained.stripped},
+        "explained": explained and {"output": explained.name, "tensor": explained.y.name, "stripped": explained.stripped},
         "wrt": [v.name for v in tensors],
         "method": method and method.name,
         "layers": rows,
@@ -64,9 +63,7 @@ def _tensor(v: Value) -> dict[str, Any]:
     return {"name": v.name, "dtype": str(v.dtype or "?"), "shape": shape_text(v.shape)}
 
 
-def _row(
-    layer: Layer, on_path: bool, bind: Callable[[Layer, bool], Bound] | None, problems: list[str]
-) -> dict[str, Any]:
+def _row(layer: Layer, on_path: bool, bind: Callable[[Layer, bool], Bound] | None, problems: list[str]) -> dict[str, Any]:
     """One layer's line; with a method also the rule it would get, or why none."""
     row: dict[str, Any] = {
         "name": layer.name,
@@ -132,15 +129,11 @@ def _attributes(attrs: Mapping[str, Any]) -> str:
 def check(explanation: Any, model: Any, data: Any, providers: Any) -> dict[str, Any]:
     """The checks of `graphattr.verify`. A failed check is a line, not an exception; an unreadable file raises ModelError."""
     source = (
-        Source(explanation.model, explanation.folder, "", None)
-        if isinstance(explanation, Explanation)
-        else read(explanation)
+        Source(explanation.model, explanation.folder, "", None) if isinstance(explanation, Explanation) else read(explanation)
     )
     manifest = read_manifest(source.model)
     if manifest is None:
-        raise ModelError(
-            "this model is not an explanation made by graphattr (its metadata has no 'graphattr.manifest')"
-        )
+        raise ModelError("this model is not an explanation made by graphattr (its metadata has no 'graphattr.manifest')")
     checks: list[dict[str, Any]] = []
 
     def note(name: str, ok: bool | None, detail: str) -> None:
@@ -150,9 +143,7 @@ def check(explanation: Any, model: Any, data: Any, providers: Any) -> dict[str, 
     note(
         "operators",
         True,
-        "standard operators only"
-        if not domains
-        else f"custom operators of the source's forward pass: {', '.join(domains)}",
+        "standard operators only" if not domains else f"custom operators of the source's forward pass: {', '.join(domains)}",
     )
     note(
         "fallbacks",
@@ -194,8 +185,7 @@ def check(explanation: Any, model: Any, data: Any, providers: Any) -> dict[str, 
         note(
             "completeness",
             None,
-            f"delta per sample {np.array2string(a.delta, precision=3, threshold=8)} "
-            f"(mean absolute attribution {scale:.3g})",
+            f"delta per sample {np.array2string(a.delta, precision=3, threshold=8)} (mean absolute attribution {scale:.3g})",
         )
     if a.ledger is not None:
         result["ledger"] = _ledger_rows(manifest, a.ledger)
@@ -205,15 +195,11 @@ def check(explanation: Any, model: Any, data: Any, providers: Any) -> dict[str, 
 def _compare_outputs(original: Source, feeds: Mapping[str, Array], outputs: Mapping[str, Array], note: Any) -> None:
     session = open_session(original.model, original.folder)
     own = {i.name for i in session.get_inputs()}
-    for info, want in zip(
-        session.get_outputs(), session.run(None, {k: v for k, v in feeds.items() if k in own}), strict=True
-    ):
+    for info, want in zip(session.get_outputs(), session.run(None, {k: v for k, v in feeds.items() if k in own}), strict=True):
         got = outputs[info.name]
         if not isinstance(want, np.ndarray) or want.dtype.kind != "f":
             same = (
-                np.array_equal(np.asarray(got, object), np.asarray(want, object))
-                if isinstance(want, np.ndarray)
-                else got == want
+                np.array_equal(np.asarray(got, object), np.asarray(want, object)) if isinstance(want, np.ndarray) else got == want
             )
             note(f"output {info.name}", bool(same), "equal" if same else "differs")
             continue
@@ -236,9 +222,7 @@ def _feeds(model: onnx.ModelProto, data: Any) -> dict[str, Array]:
     for name, (dtype, shape) in infos.items():
         sizes = [d if isinstance(d, int) else 2 if i == 0 else 32 for i, d in enumerate(shape or (2,))]
         integer = dtype is not None and dtype.kind in "iub"
-        feeds[name] = (
-            np.zeros(sizes, dtype) if integer else generator.standard_normal(sizes).astype(dtype or np.float32)
-        )
+        feeds[name] = np.zeros(sizes, dtype) if integer else generator.standard_normal(sizes).astype(dtype or np.float32)
     return feeds
 
 

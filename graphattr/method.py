@@ -86,9 +86,7 @@ class Method:
             )
             for a in self.assign
         )
-        return Method(
-            self.name, lines, seed, self.finish, {**self.params, **chosen}, self.expects, self.summary, self.source
-        )
+        return Method(self.name, lines, seed, self.finish, {**self.params, **chosen}, self.expects, self.summary, self.source)
 
 
 @dataclass(frozen=True)
@@ -163,10 +161,7 @@ def _read(path: Path) -> tuple[list[Assign], dict[str, Any], dict[str, str]]:
     for key in table:
         if key not in KEYS:
             raise MethodError(f"{path}: unknown key {key!r}{did_you_mean(key, KEYS)}")
-    lines = [
-        _assign(entry, f"{path.name} [[assign]] {i + 1}")
-        for i, entry in enumerate(_tables(table.get("assign", []), path))
-    ]
+    lines = [_assign(entry, f"{path.name} [[assign]] {i + 1}") for i, entry in enumerate(_tables(table.get("assign", []), path))]
     if table.get("expects", "seed") not in EXPECTS:
         raise MethodError(f"{path}: expects must be one of {', '.join(EXPECTS)}, not {table['expects']!r}")
     defaults, head = dict(table.get("with", {})), {k: str(table[k]) for k in HEAD if k in table}
@@ -186,9 +181,7 @@ def _base(name: str, path: Path) -> Path:
     for folder in [path.parent, *REGISTRY.folders]:
         if (folder / f"{name}.toml").is_file() and (folder / f"{name}.toml").resolve() != path.resolve():
             return folder / f"{name}.toml"
-    raise MethodError(
-        f"{path}: base {name!r} is not an installed table{did_you_mean(name, [*method_names(), '_relevance'])}"
-    )
+    raise MethodError(f"{path}: base {name!r} is not an installed table{did_you_mean(name, [*method_names(), '_relevance'])}")
 
 
 def _assign(entry: Mapping[str, Any], line: str) -> Assign:
@@ -222,9 +215,7 @@ def _with_defaults(a: Assign, defaults: Mapping[str, Any]) -> Assign:
 
 def _rule(name: str, line: str) -> Rule:
     if name not in REGISTRY.rules:
-        raise MethodError(
-            f"{line}: unknown rule {name!r}{did_you_mean(name, REGISTRY.rules)} (`graphattr rules` lists them)"
-        )
+        raise MethodError(f"{line}: unknown rule {name!r}{did_you_mean(name, REGISTRY.rules)} (`graphattr rules` lists them)")
     return REGISTRY.rules[name]
 
 
@@ -258,9 +249,7 @@ def binder(graph: LayerGraph, method: Method, path: Sequence[Layer]) -> Callable
     def bind(layer: Layer, strict: bool) -> Bound:
         if layer.kind == "unknown":
             raise UnsupportedOp(_unsupported(graph, layer, path))
-        line = next(
-            (a for a, names in matched if layer.name in names and layer.kind in REGISTRY.rules[a.rule].kinds), None
-        )
+        line = next((a for a, names in matched if layer.name in names and layer.kind in REGISTRY.rules[a.rule].kinds), None)
         if line is not None:
             rule = REGISTRY.rules[line.rule]
             for p in rule.params.values():

@@ -99,7 +99,9 @@ def _stored(g: Graph, proto: onnx.TensorProto, folder: Path | None, name: str | 
     return g.stored(name or proto.name, dtype, tuple(proto.dims), Tensor(proto, folder))
 
 
-def _record(g: Graph, node: Any, proto: onnx.NodeProto | None, env: dict[str, Value], types: Mapping[str, Any], table: Table) -> None:
+def _record(
+    g: Graph, node: Any, proto: onnx.NodeProto | None, env: dict[str, Value], types: Mapping[str, Any], table: Table
+) -> None:
     outputs = [t.name for t in node.outputs]
     attrs = _attributes(g, proto.attribute, env, table) if proto is not None else dict(node.attrs)
     if node.op == "Constant" and not node.domain:
@@ -118,7 +120,12 @@ def _attributes(g: Graph, attributes: Any, env: Mapping[str, Value], table: Tabl
     for a in attributes:
         if a.type == onnx.AttributeProto.GRAPH:
             decoded[a.name] = _body(g, a.g, env, table)
-        elif a.type in (onnx.AttributeProto.FLOAT, onnx.AttributeProto.INT, onnx.AttributeProto.FLOATS, onnx.AttributeProto.INTS):
+        elif a.type in (
+            onnx.AttributeProto.FLOAT,
+            onnx.AttributeProto.INT,
+            onnx.AttributeProto.FLOATS,
+            onnx.AttributeProto.INTS,
+        ):
             value = helper.get_attribute_value(a)
             decoded[a.name] = list(value) if a.type in (onnx.AttributeProto.FLOATS, onnx.AttributeProto.INTS) else value
         elif a.type == onnx.AttributeProto.STRING:
@@ -137,8 +144,10 @@ def _constant_node(g: Graph, name: str, attrs: Mapping[str, Any], table: Table) 
         return _stored(g, value.t, table.source.folder, name)
     if isinstance(value, onnx.AttributeProto):
         value = helper.get_attribute_value(value)
-    return g.const(np.asarray(value, dtype=np.int64 if key.startswith("value_int") else np.float32 if key.startswith("value_f") else None),
-                   name=name)
+    return g.const(
+        np.asarray(value, dtype=np.int64 if key.startswith("value_int") else np.float32 if key.startswith("value_f") else None),
+        name=name,
+    )
 
 
 def _body(g: Graph, proto: onnx.GraphProto, outer: Mapping[str, Value], table: Table) -> Graph:
@@ -153,8 +162,15 @@ def _body(g: Graph, proto: onnx.GraphProto, outer: Mapping[str, Value], table: T
         if node.op_type == "Constant" and not node.domain:
             env[node.output[0]] = _constant_node(body, node.output[0], attrs, table)
             continue
-        made = body.record(node.op_type, [env[i] if i else None for i in node.input], list(node.output), attrs,
-                           node.name or node.output[0], node.domain, types)
+        made = body.record(
+            node.op_type,
+            [env[i] if i else None for i in node.input],
+            list(node.output),
+            attrs,
+            node.name or node.output[0],
+            node.domain,
+            types,
+        )
         env.update((v.name, v) for v in made if v.name)
     body.outputs.extend((o.name, env[o.name]) for o in proto.output)
     return body
@@ -220,8 +236,13 @@ def _write_tensor(proto: onnx.TensorProto, v: Value, embed: bool) -> None:
 
 
 def write_node(g: Graph, node: Node, rename: Mapping[Value, str]) -> onnx.NodeProto:
-    proto = helper.make_node(node.op, [rename.get(v, v.name) if v is not None else "" for v in node.inputs],
-                             [rename.get(v, v.name) for v in node.outputs], name=node.name, domain=node.domain)
+    proto = helper.make_node(
+        node.op,
+        [rename.get(v, v.name) if v is not None else "" for v in node.inputs],
+        [rename.get(v, v.name) for v in node.outputs],
+        name=node.name,
+        domain=node.domain,
+    )
     schema = schema_of(node.op, "", g.opset) if node.domain in ("", "ai.onnx") else None
     for key, value in node.attrs.items():
         if isinstance(value, onnx.AttributeProto):

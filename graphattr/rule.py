@@ -28,13 +28,43 @@ from .graph import Graph, Value
 from .layers import Layer
 from .vjp import fit, total
 
-__all__ = ["Graph", "Layer", "Operand", "Out", "Site", "Value", "constant_like", "finish", "fit", "load_rules", "per_sample_sum",
-           "rule", "seed", "total"]
+__all__ = [
+    "Graph",
+    "Layer",
+    "Operand",
+    "Out",
+    "Site",
+    "Value",
+    "constant_like",
+    "finish",
+    "fit",
+    "load_rules",
+    "per_sample_sum",
+    "rule",
+    "seed",
+    "total",
+]
 
 Operand = float | Sequence[float] | np.ndarray[Any, Any]  # a number, one number per channel, or an array that broadcasts
 F = TypeVar("F", bound=Callable[..., Any])
-KINDS = {"linear", "sum", "mean", "shift", "scale", "batchnorm", "norm", "product", "quotient", "bilinear", "softmax", "relu", "smooth",
-         "maxpool", "structure", "other"}
+KINDS = {
+    "linear",
+    "sum",
+    "mean",
+    "shift",
+    "scale",
+    "batchnorm",
+    "norm",
+    "product",
+    "quotient",
+    "bilinear",
+    "softmax",
+    "relu",
+    "smooth",
+    "maxpool",
+    "structure",
+    "other",
+}
 ENTRY_POINTS = "graphattr.rules"
 
 
@@ -102,30 +132,38 @@ def rule(name: str, kinds: set[str] | None = None) -> Callable[[F], F]:
     def register(f: F) -> F:
         _add(REGISTRY.rules, Rule(name, frozenset(kinds or KINDS), f, parameters(f), _summary(f), _where(f)))
         return f
+
     return register
 
 
 def seed(name: str) -> Callable[[F], F]:
     """Register `f(g, y, onehot) -> seeds`: one Value per backward pass."""
+
     def register(f: F) -> F:
         _add(REGISTRY.seeds, Step(name, f, parameters(f), _summary(f), _where(f)))
         return f
+
     return register
 
 
 def finish(name: str) -> Callable[[F], F]:
     """Register `f(g, x, maps, *, baselines...) -> attribution`: what is made of the backward passes' results at x."""
+
     def register(f: F) -> F:
         _add(REGISTRY.finishes, Step(name, f, parameters(f), _summary(f), _where(f)))
         return f
+
     return register
 
 
 def parameters(f: Callable[..., Any]) -> dict[str, Parameter]:
     """The keyword-only parameters of f."""
     hints = typing.get_type_hints(f)
-    return {p.name: Parameter(p.name, hints.get(p.name, Any), p.default)
-            for p in inspect.signature(f).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    return {
+        p.name: Parameter(p.name, hints.get(p.name, Any), p.default)
+        for p in inspect.signature(f).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    }
 
 
 def load_rules(files: Sequence[str | Path] = ()) -> Registry:
@@ -136,7 +174,9 @@ def load_rules(files: Sequence[str | Path] = ()) -> Registry:
             REGISTRY.loaded.add(point.value)
             _methods_beside(module)
     if not REGISTRY.rules:
-        raise MethodError("no rules are installed: the entry point 'graphattr.rules' is empty; run `pip install -e .` in the checkout")
+        raise MethodError(
+            "no rules are installed: the entry point 'graphattr.rules' is empty; run `pip install -e .` in the checkout"
+        )
     for file in files:
         _load_file(Path(file))
     return REGISTRY
@@ -215,8 +255,14 @@ def describe(kind: Any) -> str:
         return " or ".join(describe(k) for k in typing.get_args(kind))
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return f"a list of {describe(typing.get_args(kind)[0])}"
-    return {float: "a number", int: "an integer", bool: "true or false", str: "a string", type(None): "none",
-            Any: "anything"}.get(kind, "an array" if origin is np.ndarray else str(kind))
+    return {
+        float: "a number",
+        int: "an integer",
+        bool: "true or false",
+        str: "a string",
+        type(None): "none",
+        Any: "anything",
+    }.get(kind, "an array" if origin is np.ndarray else str(kind))
 
 
 # -- helpers that rules share -------------------------------------------------------------------------------------

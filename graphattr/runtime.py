@@ -43,17 +43,26 @@ class Explainer:
     Raises RunError for feeds that do not fit, for non-finite attributions, and for what ONNX Runtime refuses.
     """
 
-    def __init__(self, explanation: Explanation | str | os.PathLike[str] | onnx.ModelProto, providers: str | Sequence[Any] | None = None) -> None:
+    def __init__(
+        self,
+        explanation: Explanation | str | os.PathLike[str] | onnx.ModelProto,
+        providers: str | Sequence[Any] | None = None,
+    ) -> None:
         model, folder = _model_of(explanation)
         manifest = read_manifest(model)
         if manifest is None:
-            raise ModelError("this model is not an explanation made by graphattr (its metadata has no 'graphattr.manifest'); "
-                             "make one with graphattr.convert(model)")
+            raise ModelError(
+                "this model is not an explanation made by graphattr (its metadata has no 'graphattr.manifest'); "
+                "make one with graphattr.convert(model)"
+            )
         self.manifest: Mapping[str, Any] = manifest
         self._index = manifest.get("target_tensor")
         self.session = open_session(model, folder, providers, [self._index] if self._index else [])
         self._types = {i.name: read_type(i.type) for i in model.graph.input}
-        added = [{"input": "target", "seed": "seed"}.get(str(manifest["target"])), *(f"{n}_baseline" for n in manifest["wrt"])]
+        added = [
+            {"input": "target", "seed": "seed"}.get(str(manifest["target"])),
+            *(f"{n}_baseline" for n in manifest["wrt"]),
+        ]
         self._ours = {name for name in added if name in self._types}
         self.inputs, self.outputs = list(self._types), [o.name for o in model.graph.output]
 
@@ -76,13 +85,17 @@ class Explainer:
         given = {name: _array(name, value) for name, value in feeds.items()}
         if target is not None:
             if "target" not in self._ours:
-                raise RunError(f"this explanation was made for target={self.manifest.get('target')!r}; to choose the target at run time convert "
-                               "with target=\"input\"")
+                raise RunError(
+                    f"this explanation was made for target={self.manifest.get('target')!r}; to choose the target at run time convert "
+                    'with target="input"'
+                )
             first = next((given[n] for n in own if n in given and given[n].ndim), None)
             given["target"] = self._spread(_array("target", target), first)
         for name in given:
             if name not in self._types:
-                raise RunError(f"the model has no input {name!r}{did_you_mean(name, self._types)} (inputs: {', '.join(self._types)})")
+                raise RunError(
+                    f"the model has no input {name!r}{did_you_mean(name, self._types)} (inputs: {', '.join(self._types)})"
+                )
         missing = [n for n in self._types if n not in given]
         if missing:
             hint = "; pass target=" if missing == ["target"] else ""
@@ -106,16 +119,20 @@ class Explainer:
             for axis, (d, size) in enumerate(zip(self._types[name][1] or (), given[name].shape, strict=False)):
                 held = known.setdefault(d, (size, name)) if isinstance(d, str) else (size, name)
                 if held[0] != size and name in self._ours:
-                    raise RunError(f"input {name!r} of shape {given[name].shape} does not fit: its axis {axis} ({d}) "
-                                   f"is {held[0]} in input {held[1]!r}")
+                    raise RunError(
+                        f"input {name!r} of shape {given[name].shape} does not fit: its axis {axis} ({d}) "
+                        f"is {held[0]} in input {held[1]!r}"
+                    )
 
     def _check_target(self, target: Array) -> None:
         entries = self.manifest.get("entries")
         bad = np.argwhere((target < 0) | (target >= (entries if entries is not None else np.iinfo(np.int64).max)))
         if bad.size:
             at = int(bad[0][0])
-            raise RunError(f"target {int(target[at])} of sample {at} is out of range: a target of output "
-                           f"{self.manifest['output']!r} is 0 to {'...' if entries is None else entries - 1}")
+            raise RunError(
+                f"target {int(target[at])} of sample {at} is out of range: a target of output "
+                f"{self.manifest['output']!r} is 0 to {'...' if entries is None else entries - 1}"
+            )
 
     def _checked(self, name: str, array: Array) -> Array:
         """The array in the input's dtype; RunError when its shape does not fit or the conversion would lose something."""
@@ -139,7 +156,9 @@ class Explainer:
                 raise RunError(f"input {name!r} has no samples: its shape is {array.shape}")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-            raise RunError(f"input {name!r} holds {int((~np.isfinite(array)).sum())} NaN or infinite values, the first at {where}")
+            raise RunError(
+                f"input {name!r} holds {int((~np.isfinite(array)).sum())} NaN or infinite values, the first at {where}"
+            )
         return array
 
     def _attribution(self, found: Mapping[str, Array], feeds: Mapping[str, Array]) -> Attribution:
@@ -149,13 +168,21 @@ class Explainer:
             scores[name] = found[out]
             if not np.isfinite(found[out]).all():
                 bad = ~np.isfinite(found[out])
-                raise RunError(f"the attribution {out!r} has {int(bad.sum())} NaN or infinite values of {bad.size} (first in sample "
-                               f"{int(np.argwhere(bad)[0][0])}); method {self.manifest['method']!r} divides by values near zero here: "
-                               "use a larger eps, or another rule")
+                raise RunError(
+                    f"the attribution {out!r} has {int(bad.sum())} NaN or infinite values of {bad.size} (first in sample "
+                    f"{int(np.argwhere(bad)[0][0])}); method {self.manifest['method']!r} divides by values near zero here: "
+                    "use a larger eps, or another rule"
+                )
         extras = {n: found[n] for n in self.manifest.get("extras", {}).values()}
         rows = next((len(s) for s in scores.values() if s.ndim), 1)
-        return Attribution(scores, outputs, self._target(found, feeds, rows), extras.get(self.manifest["extras"].get("delta", "")),
-                           extras.get(self.manifest["extras"].get("ledger", "")), extras)
+        return Attribution(
+            scores,
+            outputs,
+            self._target(found, feeds, rows),
+            extras.get(self.manifest["extras"].get("delta", "")),
+            extras.get(self.manifest["extras"].get("ledger", "")),
+            extras,
+        )
 
     def _target(self, found: Mapping[str, Array], feeds: Mapping[str, Array], rows: int) -> Array | None:
         """The explained index per sample, into the explained output's flattened trailing axes."""
@@ -164,12 +191,17 @@ class Explainer:
         return feeds["target"].reshape(-1) if "target" in self._ours else None
 
 
-def open_session(model: onnx.ModelProto, folder: Path | None, providers: str | Sequence[Any] | None = None, extra_outputs: Sequence[str] = ()) -> Any:
+def open_session(
+    model: onnx.ModelProto,
+    folder: Path | None,
+    providers: str | Sequence[Any] | None = None,
+    extra_outputs: Sequence[str] = (),
+) -> Any:
     """An ONNX Runtime session; RunError says what is missing or what ONNX Runtime disliked."""
     try:
         import onnxruntime as ort
     except ImportError as e:
-        raise RunError("running needs ONNX Runtime: pip install \"graphattr[cpu]\" (or \"graphattr[gpu]\")") from e
+        raise RunError('running needs ONNX Runtime: pip install "graphattr[cpu]" (or "graphattr[gpu]")') from e
     chosen = _providers(ort, providers)
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised; it need not be printed as well
@@ -189,8 +221,7 @@ def open_session(model: onnx.ModelProto, folder: Path | None, providers: str | S
 
 def _providers(ort: Any, providers: str | Sequence[Any] | None) -> list[Any]:
     if providers is not None and not isinstance(providers, (str, list, tuple)):
-        raise RunError("providers must be \"cpu\", \"cuda\", \"tensorrt\" or a list of ONNX Runtime's names, "
-                       f"not {providers!r}")
+        raise RunError(f'providers must be "cpu", "cuda", "tensorrt" or a list of ONNX Runtime\'s names, not {providers!r}')
     wanted = PROVIDERS.get(providers.lower(), [providers]) if isinstance(providers, str) else list(providers or PROVIDERS["cpu"])
     if any("CUDA" in str(p) or "Tensorrt" in str(p) for p in wanted) and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
@@ -198,7 +229,7 @@ def _providers(ort: Any, providers: str | Sequence[Any] | None) -> list[Any]:
     first = wanted[0][0] if isinstance(wanted[0], tuple) else wanted[0]
     if first not in available:
         known = any(first in names for names in PROVIDERS.values())
-        hint = "; install \"graphattr[gpu]\" instead of \"graphattr[cpu]\"" if known else ""
+        hint = '; install "graphattr[gpu]" instead of "graphattr[cpu]"' if known else ""
         close = "" if known else did_you_mean(str(first), [*available, *PROVIDERS])
         raise RunError(f"ONNX Runtime has no provider {first!r} here{close} (available: {', '.join(available)}){hint}")
     return wanted

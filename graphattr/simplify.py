@@ -21,7 +21,9 @@ def prune(g: Graph) -> Graph:
 
 def with_nodes(g: Graph, nodes: Sequence[Node], outputs: Iterable[tuple[str, Value]] | None = None) -> Graph:
     """A graph with these nodes and g's inputs, outputs and names."""
-    new = dataclasses.replace(g, nodes=list(nodes), outputs=list(g.outputs if outputs is None else outputs), inputs=list(g.inputs))
+    new = dataclasses.replace(
+        g, nodes=list(nodes), outputs=list(g.outputs if outputs is None else outputs), inputs=list(g.inputs)
+    )
     new._names, new._counter, new._source_names = g._names, g._counter, g._source_names
     new._producer = {v: n for n in nodes for v in n.outputs}
     return new
@@ -63,7 +65,7 @@ def share_pools(g: Graph) -> Graph:
         if both is None:
             return None
         if _key(node) in done:
-            return done[_key(node)][:len(node.outputs)]
+            return done[_key(node)][: len(node.outputs)]
         done[_key(node)] = (node.outputs[0], both.outputs[1])
         return dataclasses.replace(moved(node, stands), outputs=done[_key(node)])
 

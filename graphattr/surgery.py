@@ -33,6 +33,7 @@ class Table:
     pinned: set[str]  # tensors that somebody asks for by name: graph outputs, and what bodies of If, Loop and Scan read
     names: set[str]
     removed: dict[str, str] = field(default_factory=dict)
+    _ranks: dict[str, int] | None = None
 
     @property
     def opset(self) -> int:
@@ -57,6 +58,12 @@ class Table:
         proto = self.protos.get(id(node)) if node is not None and node.op == "Constant" and not node.domain else None
         held: list[onnx.TensorProto] = [] if proto is None else [a.t for a in proto.attribute if a.name == "value"]
         return held[0] if held else None
+
+    def rank(self, tensor: Any) -> int | None:
+        """Number of axes: as the file says, else by ONNX's inference over the whole model without its weights."""
+        if tensor.shape is None and self._ranks is None:
+            self._ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in _inferred(self.model).graph.value_info}
+        return len(tensor.shape) if tensor.shape is not None else (self._ranks or {}).get(tensor.name)
 
     def sole(self, tensor: Any) -> bool:
         """Read by exactly one node, and by nobody who asks for it by name."""
@@ -96,12 +103,13 @@ class Table:
     def set_constant(self, node: Any, index: int, array: Array) -> None:
         """Give the node a new constant input; the old one may have other readers and stays as it is."""
         import onnx_graphsurgeon as gs
+
         known = node.inputs[index].name if index < len(node.inputs) else ""
         base = known.removesuffix("/folded") or f"{node.name or node.outputs[0].name}.bias"
         name = next(n for i in itertools.count() if (n := f"{base}/folded" + (f"_{i}" if i else "")) not in self.names)
         self.names.add(name)
         tensor = gs.Constant(name, np.ascontiguousarray(array))
-        node.inputs = [*node.inputs[:index], tensor, *node.inputs[index + 1:]]
+        node.inputs = [*node.inputs[:index], tensor, *node.inputs[index + 1 :]]
 
 
 def maker(tensor: Any) -> Any:
@@ -128,6 +136,21 @@ def load(source: Source) -> Table:
     pinned = {o.name for o in model.graph.output} | {name for p in model.graph.node for name in captured(p)}
     names = {t.name for t in model.graph.initializer} | {o for n in model.graph.node for o in n.output}
     return Table(surgeon, model, source, protos, pinned, names | {i.name for i in model.graph.input})
+
+
+def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with inferred types; large weights are left out, as inputs of their shape."""
+    bare = onnx.ModelProto(ir_version=model.ir_version)
+    bare.opset_import.extend(model.opset_import)
+    for part in ("node", "input", "output"):
+        getattr(bare.graph, part).extend(getattr(model.graph, part))
+    given = {i.name for i in model.graph.input}
+    for t in model.graph.initializer:
+        if int(np.prod(t.dims, dtype=np.int64)) <= 64:
+            bare.graph.initializer.append(t)
+        elif t.name not in given:
+            bare.graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims))
+    return onnx.shape_inference.infer_shapes(bare)
 
 
 def captured(node: onnx.NodeProto) -> Iterator[str]:

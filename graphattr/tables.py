@@ -19,8 +19,11 @@ def _console() -> Console:
 def _table(*columns: str, title: str | None = None) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", show_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in ("parameters", "arrived", "sent", "bias", "stabiliser", "unexplained") else "left",
-                         overflow="fold")
+        table.add_column(
+            column,
+            justify="right" if column in ("parameters", "arrived", "sent", "bias", "stabiliser", "unexplained") else "left",
+            overflow="fold",
+        )
     return table
 
 
@@ -32,7 +35,9 @@ def inspection_table(found: Mapping[str, Any]) -> None:
     explained = found["explained"]
     if explained:
         stripped = f", before its {explained['stripped']}" if explained["stripped"] else ""
-        console.print(f"explained: {explained['output']}{stripped}; opset {found['opset']}; made by {found['producer'] or 'unknown'}")
+        console.print(
+            f"explained: {explained['output']}{stripped}; opset {found['opset']}; made by {found['producer'] or 'unknown'}"
+        )
     table = _table("layer", "op", "kind", "shape", "parameters", *(["rule", "table line"] if found["method"] else ["note"]))
     for row in found["layers"]:
         last = [row["rule"] or "", row["line"] or ""] if found["method"] else [""]
@@ -40,7 +45,14 @@ def inspection_table(found: Mapping[str, Any]) -> None:
             last = [Text("PROBLEM", "bold red"), *[""] * (len(last) - 1)]
         elif not row["on_path"]:
             last = [Text("off the path", "dim"), *[""] * (len(last) - 1)]
-        table.add_row(row["name"], row["op"], row["kind"], row["shape"], f"{row['parameters']:,}" if row["parameters"] else "", *last)
+        table.add_row(
+            row["name"],
+            row["op"],
+            row["kind"],
+            row["shape"],
+            f"{row['parameters']:,}" if row["parameters"] else "",
+            *last,
+        )
     console.print(table)
     c = found["coverage"]
     console.print(f"coverage: {c['covered']} of {c['on_path']} layers on the path")

@@ -15,7 +15,7 @@ from .graph import Graph, Node, Value
 from .infer import shape_text
 
 TERMINAL = ("Softmax", "LogSoftmax", "Sigmoid")
-LOOK_THROUGH = ("Identity", "Reshape", "Squeeze", "Flatten", "Unsqueeze", "Cast")
+LOOK_THROUGH = ("Identity", "Reshape", "Squeeze", "Flatten", "Unsqueeze", "Cast", "Dropout")
 NO_RANK = "give the inputs of the model a shape (axes may be symbolic), or run onnx.shape_inference on it"
 Target = str | int | tuple[int, ...]
 
@@ -41,9 +41,7 @@ def explained_output(canonical: Canonical, output: str | None, strip: bool) -> E
                 "Cut the model before the operator that makes labels or maps (ZipMap, ArgMax)"
             )
     if output not in outputs:
-        raise TargetError(
-            f"the model has no output {output!r}{did_you_mean(output, outputs)} (outputs: {', '.join(outputs)})"
-        )
+        raise TargetError(f"the model has no output {output!r}{did_you_mean(output, outputs)} (outputs: {', '.join(outputs)})")
     y = outputs[output]
     if not y.is_float:
         raise TargetError(f"output {output!r} has dtype {y.dtype or 'unknown'}; only float outputs can be explained")
@@ -138,8 +136,7 @@ def check_target(target: Any, y: Value) -> Target:
         if int(target) < 0 or (count is not None and int(target) >= count):
             raise TargetError(
                 f"target {target} is out of range: the explained output {y.name!r} has shape "
-                f"{shape_text(y.shape)}, so a target is "
-                + ("0" if count == 1 else f"0 to {count - 1}" if count else "0 or more")
+                f"{shape_text(y.shape)}, so a target is " + ("0" if count == 1 else f"0 to {count - 1}" if count else "0 or more")
             )
         return int(target)
     if isinstance(target, (tuple, list)) and all(isinstance(t, (int, np.integer)) for t in target):
@@ -151,8 +148,7 @@ def check_target(target: Any, y: Value) -> Target:
         for t, d in zip(target, sizes, strict=True):
             if t < 0 or (isinstance(d, int) and t >= d):
                 raise TargetError(
-                    f"target {tuple(target)} is out of range for the explained output {y.name!r} of shape "
-                    f"{shape_text(y.shape)}"
+                    f"target {tuple(target)} is out of range for the explained output {y.name!r} of shape {shape_text(y.shape)}"
                 )
         return tuple(int(t) for t in target)
     raise TargetError(f"target must be 'argmax', 'input', 'seed', an index or a tuple of indices, not {target!r}")

@@ -61,7 +61,7 @@ def _is_blocked(p: Pass, node: Node, operands: list[Value], held: set[Value]) ->
 
 def _blocked_conv(p: Pass, node: Node, x: Value) -> bool:
     w = node.inputs[1]
-    if w is None or not p.is_static(w) or not is_image(x) and (x.shape is None or x.dim(1) >= BLOCK) or w.rank != 4:
+    if w is None or not p.is_static(w) or (not is_image(x) and (x.shape is None or x.dim(1) >= BLOCK)) or w.rank != 4:
         return False
     group, outs, ins = node.attrs.get("group", 1), w.dim(0), w.dim(1)
     if group == 1:

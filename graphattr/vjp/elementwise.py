@@ -281,7 +281,7 @@ def quantize(g: Graph, n: Node, dy: Value) -> tuple[Value, ...]:
     level = g.Round(x / step)
     if zero is not None:
         level = level + along_axis(g, n, typed_like(g, zero, x))
-    limits: Any = ml_dtypes.iinfo(y)
+    limits: Any = ml_dtypes.iinfo(y)  # type: ignore[no-untyped-call]
     return (g.Where(g.And(level >= float(limits.min), level <= float(limits.max)), dy / step, 0.0),)
 
 

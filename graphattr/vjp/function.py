@@ -55,7 +55,8 @@ def inline(g: Graph, n: Node) -> tuple[Value | None, ...]:
                 attrs[a.name] = _value(a)
         if node.domain not in ("", "ai.onnx"):
             raise UnsupportedOp(
-                f"the function body of {n.op} (node {n.name!r}) uses {node.domain}:{node.op_type}, which has no derivative")
+                f"the function body of {n.op} (node {n.name!r}) uses {node.domain}:{node.op_type}, which has no derivative"
+            )
         if node.op_type == "Constant":
             env[node.output[0]] = g.const(_constant(attrs))
             continue
@@ -71,11 +72,17 @@ def _body(g: Graph, n: Node) -> onnx.FunctionProto:
     else:
         node = helper.make_node(n.op, [v.name if v is not None else "" for v in n.inputs], [v.name for v in n.outputs])
         node.attribute.extend(make_attribute(k, v, schema) for k, v in n.attrs.items())
-        types = [helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
-                 if v is not None and v.dtype is not None else onnx.TypeProto() for v in n.inputs]
+        types = [
+            helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+            if v is not None and v.dtype is not None
+            else onnx.TypeProto()
+            for v in n.inputs
+        ]
         data = schema.get_context_dependent_function_with_opset_version(
             _nearest(schema.context_dependent_function_opset_versions, g.opset),
-            node.SerializeToString(), [t.SerializeToString() for t in types])
+            node.SerializeToString(),
+            [t.SerializeToString() for t in types],
+        )
     return onnx.FunctionProto.FromString(data)  # type: ignore[no-any-return]
 
 

@@ -30,15 +30,51 @@ MANY: set[str] = set()
 
 # Operators with a derivative of zero (or none at all): said, not left out.
 CONSTANT: set[str] = {
-    "And", "ArgMax", "ArgMin", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Ceil", "Constant",
-    "ConstantOfShape", "Equal", "EyeLike", "Floor", "Greater", "GreaterOrEqual", "Hardmax", "IsInf", "IsNaN", "Less",
-    "LessOrEqual", "Multinomial", "NonMaxSuppression", "NonZero", "Not", "OneHot", "Or", "RandomNormal", "RandomNormalLike",
-    "RandomUniform", "RandomUniformLike", "Range", "Round", "Shape", "Sign", "Size", "Xor", "Bernoulli", "Unique",
+    "And",
+    "ArgMax",
+    "ArgMin",
+    "BitShift",
+    "BitwiseAnd",
+    "BitwiseNot",
+    "BitwiseOr",
+    "BitwiseXor",
+    "Ceil",
+    "Constant",
+    "ConstantOfShape",
+    "Equal",
+    "EyeLike",
+    "Floor",
+    "Greater",
+    "GreaterOrEqual",
+    "Hardmax",
+    "IsInf",
+    "IsNaN",
+    "Less",
+    "LessOrEqual",
+    "Multinomial",
+    "NonMaxSuppression",
+    "NonZero",
+    "Not",
+    "OneHot",
+    "Or",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Range",
+    "Round",
+    "Shape",
+    "Sign",
+    "Size",
+    "Xor",
+    "Bernoulli",
+    "Unique",
 }
 
 
 def vjp(*ops: str, many: bool = False) -> Callable[[Vjp], Vjp]:
     """Register the function below as the VJP of these operators."""
+
     def register(f: Vjp) -> Vjp:
         for op in ops:
             assert op not in {*VJPS, *CONSTANT}, f"two derivatives for {op}"
@@ -46,6 +82,7 @@ def vjp(*ops: str, many: bool = False) -> Callable[[Vjp], Vjp]:
             if many:
                 MANY.add(op)
         return f
+
     return register
 
 
@@ -57,10 +94,12 @@ def vjp_of(g: Graph, node: Node) -> Vjp:
         schema = schema_of(node.op, "", g.opset)
         if schema is not None and (schema.has_function or schema.has_context_dependent_function):
             from .function import through_body
+
             return through_body
     domain = f"{node.domain}:" if node.domain not in ("", "ai.onnx") else ""
     raise UnsupportedOp(
-        f"no derivative for operator {domain}{node.op} (node {node.name!r}, opset {g.opset}){did_you_mean(node.op, VJPS)}")
+        f"no derivative for operator {domain}{node.op} (node {node.name!r}, opset {g.opset}){did_you_mean(node.op, VJPS)}"
+    )
 
 
 def has_vjp(g: Graph, node: Node) -> bool:
@@ -74,7 +113,8 @@ def has_vjp(g: Graph, node: Node) -> bool:
 def is_constant(node: Node) -> bool:
     """No cotangent passes this node: its operator is listed, or none of its outputs is a float."""
     return (node.domain in ("", "ai.onnx") and node.op in CONSTANT) or not any(
-        v.dtype is None or v.is_float or node.op == "QuantizeLinear" for v in node.outputs)
+        v.dtype is None or v.is_float or node.op == "QuantizeLinear" for v in node.outputs
+    )
 
 
 def depends(nodes: Iterable[Node], on: Iterable[Value]) -> set[Value]:
@@ -94,13 +134,19 @@ def pull(g: Graph, node: Node, cotangents: Sequence[Value | None], needs: Iterab
     if not many and cotangents[0] is None:
         return [None] * len(node.inputs)
     found = list(f(g, node, tuple(cotangents) if many else cotangents[0]))
-    found = (found + [None] * len(node.inputs))[:len(node.inputs)]
-    return [fit(g, dx, x) if dx is not None and x is not None and i in node.needs else None
-            for i, (dx, x) in enumerate(zip(found, node.inputs, strict=True))]
+    found = (found + [None] * len(node.inputs))[: len(node.inputs)]
+    return [
+        fit(g, dx, x) if dx is not None and x is not None and i in node.needs else None
+        for i, (dx, x) in enumerate(zip(found, node.inputs, strict=True))
+    ]
 
 
-def pullback(g: Graph, seeds: Mapping[Value, Value], wrt: Iterable[Value], nodes: Sequence[Node] | None = None,
-             ) -> dict[Value, Value]:
+def pullback(
+    g: Graph,
+    seeds: Mapping[Value, Value],
+    wrt: Iterable[Value],
+    nodes: Sequence[Node] | None = None,
+) -> dict[Value, Value]:
     """Reverse-mode derivative: cotangents of `wrt` from the cotangents `seeds`. A value without one is absent (zero)."""
     nodes = list(g.nodes) if nodes is None else list(nodes)
     wrt = list(wrt)
@@ -155,12 +201,19 @@ def _reduce_at_run_time(g: Graph, dx: Value, x: Value) -> Value:
     if dx.shape is None or x.shape is None:
         want = g.Concat(g.ConstantOfShape(g.Sub(g.Shape(have), g.Shape(want)), value=np.ones(1, np.int64)), want, axis=0)
     broadcast = g.And(g.Equal(want, one), g.Not(g.Equal(have, one)))
-    dx = g.emit("ReduceSum", dx, g.Reshape(g.NonZero(broadcast), [-1]), keepdims=1, noop_with_empty_axes=1,
-                out_shape=x.shape if dx.shape is not None else None)
+    dx = g.emit(
+        "ReduceSum",
+        dx,
+        g.Reshape(g.NonZero(broadcast), [-1]),
+        keepdims=1,
+        noop_with_empty_axes=1,
+        out_shape=x.shape if dx.shape is not None else None,
+    )
     return dx if want is g.shape(x) else g.Reshape(dx, g.shape(x))
 
 
 def _elem(x: Value) -> Any:
     from onnx import helper
+
     assert x.dtype is not None
     return helper.np_dtype_to_tensor_dtype(x.dtype)

@@ -18,7 +18,9 @@ def raw(g: Graph, x: Value, maps: tuple[Value, ...]) -> Value:
 
 
 @finish("times_input")
-def times_input(g: Graph, x: Value, maps: tuple[Value, ...], *, baselines: Operand | Literal["input"] | Value | None = None) -> Value:
+def times_input(
+    g: Graph, x: Value, maps: tuple[Value, ...], *, baselines: Operand | Literal["input"] | Value | None = None
+) -> Value:
     """(x - baselines) * gradient. `baselines`: a number, one per channel, an array, or "input" for a graph input."""
     if baselines is None:
         return x * maps[0]

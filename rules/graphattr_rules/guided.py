@@ -20,8 +20,7 @@ def deconvnet(g: Graph, layer: Site, r: Value) -> Value:
 
 
 @rule("rectgrad", kinds={"relu"})
-def rectgrad(g: Graph, layer: Site, r: Value, *, q: float = 98.0, interpolation: Literal["linear", "nearest"]
-             = "linear") -> Out:
+def rectgrad(g: Graph, layer: Site, r: Value, *, q: float = 98.0, interpolation: Literal["linear", "nearest"] = "linear") -> Out:
     """R_z = f'(z) R where a R exceeds its q-th percentile over the sample's entries, else 0. Kim et al. 2019."""
     t = layer.y * r
     return layer.vjps(g.Where(t > quantile(g, t, q, interpolation), r, 0.0))

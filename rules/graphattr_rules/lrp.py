@@ -72,7 +72,9 @@ def gamma(g: Graph, layer: Site, r: Value, *, gamma: float = 0.25, eps: float = 
 
 
 @rule("lrp.alpha_beta", kinds={"linear"})
-def alpha_beta(g: Graph, layer: Site, r: Value, *, alpha: float = 2.0, beta: float = 1.0, eps: float = 1e-6, bias: Bias = "absorb") -> Value:
+def alpha_beta(
+    g: Graph, layer: Site, r: Value, *, alpha: float = 2.0, beta: float = 1.0, eps: float = 1e-6, bias: Bias = "absorb"
+) -> Value:
     """alpha times the share of positive contributions minus beta times that of negative ones; alpha - beta = 1. Bach et al. 2015."""
     if abs(alpha - beta - 1) > 1e-9 or beta < 0:
         raise MethodError(f"lrp.alpha_beta needs alpha - beta = 1 and beta >= 0, not alpha={alpha}, beta={beta}")
@@ -116,6 +118,7 @@ def by_weight(g: Graph, layer: Site, r: Value, w: Value, b: Value | None, eps: f
 
 def ones(g: Graph, v: Value) -> Value:
     import numpy as np
+
     return g.ConstantOfShape(g.shape(v), value=np.ones(1, v.dtype))
 
 

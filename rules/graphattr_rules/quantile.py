@@ -25,14 +25,22 @@ def quantile(g: Graph, t: Value, q: float, interpolation: Literal["linear", "nea
     else:
         top, bottom = g.const([share.numerator], "int64"), g.const([share.denominator], "int64")
         product = (entries - 1) * top
-        start = product / bottom if interpolation == "linear" else (product * 2 + bottom) / (bottom * 2)
+        start = product / bottom if interpolation == "linear" else _rounded(g, product, bottom)
         keep = entries - start
         fraction = g.CastLike(g.Cast(product - start * bottom, to=11), t) / float(share.denominator)
         whole = interpolation == "nearest"
-    largest, _ = g.TopK(flat, keep, axis=1, largest=1, sorted=1, n_outputs=2)   # v[lo:] in descending order
+    largest, _ = g.TopK(flat, keep, axis=1, largest=1, sorted=1, n_outputs=2)  # v[lo:] in descending order
     at_low = g.Slice(largest, [-1], [2**62], [1])
     result = at_low
     if not whole:
         above = g.Slice(largest, g.Max(keep - 2, g.const([0], "int64")), g.Max(keep - 1, g.const([1], "int64")), [1])
         result = at_low + fraction * (above - at_low)
     return g.Reshape(result, [0] + [1] * (t.rank - 1))
+
+
+def _rounded(g: Graph, p: Value, q: Value) -> Value:
+    """p / q to the nearest whole number, halves to the even one (as NumPy and TensorFlow round)."""
+    twice = p * 2 + q
+    up = twice / (q * 2)
+    half = g.Equal(up * (q * 2), twice)
+    return g.Where(half, up - g.Mod(up, 2), up)
