@@ -115,7 +115,10 @@ def _finish(g: Graph, method: Method, x: Value, maps: tuple[Value, ...], referen
     elif params.get("baselines") is not None:
         from .rule import constant_like
 
-        params["baselines"] = references[x] = constant_like(g, x, params["baselines"])
+        try:
+            params["baselines"] = references[x] = constant_like(g, x, params["baselines"])
+        except MethodError as e:
+            raise MethodError(f"method {method.name!r}, parameter 'baselines': {e}") from e
     with g.scope(f"finish/{method.finish}"):
         result: Value = step.apply(g, x, maps, **params)
     return result

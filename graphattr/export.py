@@ -16,7 +16,7 @@ from onnx import helper
 
 from .errors import TargetError, WriteError
 from .graph import Graph, Value
-from .onnxio import Tensor, stored_tensors, write_graph
+from .onnxio import Tensor, named_axes, stored_tensors, write_graph
 from .source import Source
 from .upgrade import MAX_IR
 
@@ -69,6 +69,7 @@ def export(g: Graph, source: Source, model: onnx.ModelProto, manifest: Mapping[s
     )
     embed = sum(t.stored_bytes for t in stored_tensors(g)) <= EMBED_LIMIT
     write_graph(g, proto.graph, embed)
+    proto.graph.value_info.extend(named_axes(g))
     _carry_over(proto.graph, model.graph)
     used = {n.domain for n in proto.graph.node}
     imports = [helper.make_opsetid("", g.opset)] + [

@@ -25,6 +25,7 @@ import numpy as np
 from .errors import MethodError, did_you_mean
 from .fn import Out, Site
 from .graph import Graph, Value
+from .infer import shape_text
 from .layers import Layer
 from .vjp import fit, total
 
@@ -250,19 +251,15 @@ def describe(kind: Any) -> str:
     """A type in words, for messages and catalogues."""
     origin = typing.get_origin(kind)
     if origin is Literal:
-        return "one of " + ", ".join(repr(v) for v in typing.get_args(kind))
+        names = [repr(v) for v in typing.get_args(kind)]
+        return names[0] if len(names) == 1 else "one of " + ", ".join(names)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe(k) for k in typing.get_args(kind))
+        return " or ".join(describe(k) for k in typing.get_args(kind) if k is not Value)
     if isinstance(origin, type) and issubclass(origin, Sequence):
-        return f"a list of {describe(typing.get_args(kind)[0])}"
-    return {
-        float: "a number",
-        int: "an integer",
-        bool: "true or false",
-        str: "a string",
-        type(None): "none",
-        Any: "anything",
-    }.get(kind, "an array" if origin is np.ndarray else str(kind))
+        items = {float: "numbers", int: "integers", str: "strings", bool: "true or false"}
+        return f"a list of {items.get(typing.get_args(kind)[0], describe(typing.get_args(kind)[0]))}"
+    words = {float: "a number", int: "an integer", bool: "true or false", str: "a string", type(None): "none", Any: "anything"}
+    return words.get(kind, "an array" if origin is np.ndarray or kind is np.ndarray else getattr(kind, "__name__", str(kind)))
 
 
 # -- helpers that rules share -------------------------------------------------------------------------------------
@@ -271,6 +268,10 @@ def constant_like(g: Graph, x: Value, value: Operand) -> Value:
     array = np.asarray(value, dtype=x.dtype)
     if array.ndim == 1 and x.rank > 2:
         array = array.reshape(-1, *[1] * (x.rank - 2))
+    sizes = zip((x.shape or ())[::-1], array.shape[::-1], strict=False)
+    if array.ndim > x.rank or any(isinstance(d, int) and s not in (1, d) for d, s in sizes):
+        raise MethodError(f"a value of shape {np.shape(value)} does not fit {x.name!r} of shape {shape_text(x.shape)}: "
+                          "give a number, one number per channel, or an array that broadcasts")
     return g.const(array)
 
 

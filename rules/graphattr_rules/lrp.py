@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+
 from graphattr.errors import MethodError
 from graphattr.rule import Graph, Operand, Out, Site, Value, constant_like, fit, rule, total
 
@@ -24,6 +26,8 @@ def share(g: Graph, layer: Site, r: Value, parts: Sequence[Part], bias: Value | 
 
 def quotient_of(g: Graph, r: Value, z: Value, eps: float) -> Value:
     """r / (z + eps sgn(z)) with sgn(0) = 1; with eps = 0: r / z where z is not 0, else 0."""
+    if eps < 0:
+        raise MethodError(f"eps must not be negative, but is {eps}")
     if eps == 0:
         vanishes = g.Equal(z, 0.0)
         return g.Where(vanishes, 0.0, r / g.Where(vanishes, 1.0, z))
@@ -117,8 +121,6 @@ def by_weight(g: Graph, layer: Site, r: Value, w: Value, b: Value | None, eps: f
 
 
 def ones(g: Graph, v: Value) -> Value:
-    import numpy as np
-
     return g.ConstantOfShape(g.shape(v), value=np.ones(1, v.dtype))
 
 
@@ -126,6 +128,8 @@ def ones(g: Graph, v: Value) -> Value:
 def zbox(g: Graph, layer: Site, r: Value, *, low: Operand, high: Operand, eps: float = 1e-6) -> Value:
     """z^B: x w - low w+ - high w-, for inputs in [low, high] (the model's own units). Montavon et al. 2017."""
     x, w = layer.x, layer.w
+    if np.any(np.asarray(low) > np.asarray(high)):
+        raise MethodError(f"low must not exceed high, but low={low} and high={high}")
     lo, hi = (x * 0.0 + constant_like(g, x, v) for v in (low, high))
     return share(g, layer, r, [(x, w), (-lo, g.Relu(w)), (-hi, g.Min(w, 0.0))], None, eps)  # type: ignore[return-value]
 

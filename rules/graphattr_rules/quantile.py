@@ -4,6 +4,7 @@ import math
 from fractions import Fraction
 from typing import Literal
 
+from graphattr.errors import MethodError
 from graphattr.rule import Graph, Value
 
 
@@ -12,6 +13,8 @@ def quantile(g: Graph, t: Value, q: float, interpolation: Literal["linear", "nea
 
     The virtual index q (n - 1) / 100 is exact: at build time when n is static, else by int64 nodes in the graph.
     """
+    if not 0 <= q <= 100:
+        raise MethodError(f"q is a percentile from 0 to 100, not {q}")
     share = Fraction(repr(float(q))) / 100
     flat = g.Reshape(t, [0, -1])
     size = flat.shape[1] if flat.shape is not None else None
