@@ -92,7 +92,7 @@ def name_outputs(g: Graph, added: Sequence[tuple[str, Value]]) -> None:
         if name in taken:
             raise TargetError(
                 f"the model already has a tensor named {name!r}, which graphattr needs for its own output; "
-                "rename it in the model, or explain with other wrt or method names"
+                "rename it in the model, or explain with other wrt or method names (is this file an explanation already?)"
             )
         taken.add(name)
         g.outputs.append((name, value))
