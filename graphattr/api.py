@@ -164,7 +164,7 @@ def _methods(method: MethodLike | Sequence[MethodLike], params: Mapping[str, Any
 def _check_input_names(g: Graph, target: Target, wrt: Sequence[Value], params: Mapping[str, Any]) -> None:
     ours = [str(target)] if target in ("input", "seed") else []
     ours = ["target" if n == "input" else n for n in ours] + (
-        [f"{v.name}_baseline" for v in wrt] if params.get("baselines") == "input" else []
+        [f"{v.name}_baseline" for v in wrt] if isinstance(params.get("baselines"), str) else []
     )
     for name in ours:
         if name in g.names:

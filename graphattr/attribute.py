@@ -110,7 +110,7 @@ def _seeds(g: Graph, method: Method, y: Value, begin: tuple[Value, Value | None]
 def _finish(g: Graph, method: Method, x: Value, maps: tuple[Value, ...], references: dict[Value, Value]) -> Value:
     step = REGISTRY.finishes[method.finish]
     params: dict[str, Any] = {k: v for k, v in method.params.items() if k in step.params}
-    if params.get("baselines") == "input":
+    if isinstance(params.get("baselines"), str):
         params["baselines"] = references[x] = baseline_input(g, x)
     elif params.get("baselines") is not None:
         from .rule import constant_like

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, api
-from .errors import GraphattrError, MethodError, RunError, did_you_mean
+from .errors import GraphattrError, MethodError, RunError, TargetError, WriteError
 from .export import Explanation, _plain
 from .lower import TARGETS
 from .tables import ledger_table, listing, verdict_table
@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     explain.add_argument("-o", "--out", metavar="DIR", default="explained", help="folder for the results (default: explained)")
     _add_conversion(explain)
     explain.add_argument("--preprocess", default=None, metavar="P", help="imagenet, tf, lite, none, or a .toml (default: none)")
-    explain.add_argument("--provider", default="cpu", help="cpu, cuda or tensorrt")
+    explain.add_argument("--provider", default="cpu", metavar="P", help="cpu, cuda or tensorrt")
     explain.add_argument("--top", type=int, default=5, metavar="K", help="print the K highest classes (default 5)")
     explain.add_argument("--labels", metavar="FILE", help="class names, one per line")
     look = _command(commands, "inspect", run_inspect, "what is in the file, which rule each layer would get, what would fail")
@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("explanation", metavar="EXPLANATION")
     check.add_argument("--model", help="the source model")
     check.add_argument("--data", metavar="FILE", help=".npy or .npz with inputs (default: seeded noise)")
-    check.add_argument("--provider", default="cpu")
+    check.add_argument("--provider", default="cpu", metavar="P", help="cpu, cuda or tensorrt")
     for name, what in (
         ("methods", "named methods and their parameters"),
         ("rules", "rules that tables can name"),
@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         _command(commands, name, run_catalogue, what).set_defaults(catalogue=name)
     demo = _command(commands, "demo", run_demo, "explain two photos with a real ImageNet model by five methods")
-    demo.add_argument("-o", "--out", metavar="DIR", default="demo-out")
+    demo.add_argument("-o", "--out", metavar="DIR", default="demo-out", help="folder for the pictures (default: demo-out)")
     return parser
 
 
@@ -141,8 +141,11 @@ def run_convert(args: argparse.Namespace) -> int:
             if stage == args.stop_after:
                 print(text_of(value))
                 return 0
+    out = Path(args.out or Path(args.model).with_suffix(".explained.onnx"))
+    if out.exists() and Path(args.model).exists() and out.samefile(args.model):
+        raise WriteError(f"{out} is the model itself, which would be overwritten; give another name with -o")
     explanation = api.convert(args.model, **_conversion(args))
-    out = explanation.save(args.out or Path(args.model).with_suffix(".explained.onnx"))
+    explanation.save(out)
     if args.json:
         _print_json(
             {
@@ -188,6 +191,9 @@ def _explanation(args: argparse.Namespace) -> Explanation:
     source = read(args.model)
     manifest = read_manifest(source.model)
     if manifest is not None:
+        if args.target != "argmax" and manifest["target"] != "input":
+            raise TargetError(f"{args.model} is already an explanation of target {manifest['target']!r}; give the source model to "
+                              "explain another, or convert it with --target input")
         if args.method or args.set:
             raise MethodError(
                 f"{args.model} is already an explanation ({manifest['method']}); give the source model to use another method"
@@ -244,7 +250,7 @@ def run_demo(args: argparse.Namespace) -> int:
 # -- arguments ----------------------------------------------------------------------------------------------------
 def _conversion(args: argparse.Namespace) -> dict[str, Any]:
     methods = _methods(args)
-    chosen = {} if methods is None else {"method": methods if len(methods) > 1 else methods[0]}
+    chosen = {} if methods is None else {"method": methods[0] if len(methods) == 1 else methods}
     return {
         **chosen,
         "target": _target(args.target),
@@ -273,6 +279,8 @@ def _target(text: str) -> Any:
         indices = tuple(int(part) for part in text.strip("()").split(",") if part.strip())
     except ValueError:
         return text
+    if not indices:
+        return text
     return indices[0] if len(indices) == 1 and "," not in text else indices
 
 
@@ -285,7 +293,7 @@ def _params(settings: Sequence[str]) -> dict[str, Any]:
             raise MethodError(f"--set {setting!r}: write KEY=VALUE, such as --set eps=0.01")
         if key in RESERVED:
             raise MethodError(
-                f"--set {key}=...: {key} is not a method's parameter; use --{key.replace('_', '-')}{did_you_mean(key, [])}"
+                f"--set {key}=...: {key} is not a method's parameter; use --{'lower' if key == 'lowering' else key}"
             )
         try:
             params[key] = tomllib.loads(f"v = {text}")["v"]

@@ -213,7 +213,7 @@ def _feeds(model: onnx.ModelProto, data: Any) -> dict[str, Array]:
     infos = {i.name: read_type(i.type) for i in model.graph.input}
     if data is not None:
         feeds = dict(data) if isinstance(data, Mapping) else {next(iter(infos)): np.asarray(data)}
-        rows = len(next(iter(feeds.values())))
+        rows = next((np.shape(v)[0] for v in feeds.values() if np.ndim(v)), 1)
         if "target" in infos and "target" not in feeds:
             feeds["target"] = np.zeros(rows, np.int64)
         return feeds

@@ -229,7 +229,7 @@ def _matches(value: Any, kind: Any) -> tuple[bool, Any]:
     if kind is Any:
         return True, value
     if origin is Literal:
-        return value in typing.get_args(kind), value
+        return isinstance(value, (str, int, float)) and value in typing.get_args(kind), value
     if origin in (typing.Union, types.UnionType):
         return next((m for k in typing.get_args(kind) if (m := _matches(value, k))[0]), (False, value))
     if kind is float:
