@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ import onnx
 from .errors import ModelError
 from .foreign import standardise
 from .graph import Array
+from .rewrite import scopes
 from .source import Source, array_of
+from .tensors import dense
 from .upgrade import upgrade
 
 
@@ -122,7 +125,7 @@ def load(source: Source) -> Table:
     import onnx_graphsurgeon as gs
     from onnx.inliner import inline_local_functions
 
-    model = source.model
+    model = _without_sparse(source.model, source.folder)
     if len(model.functions):
         model = inline_local_functions(model, convert_version=False)
     model = standardise(upgrade(model))
@@ -151,6 +154,24 @@ def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
         elif t.name not in given:
             bare.graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims))
     return onnx.shape_inference.infer_shapes(bare)
+
+
+def _without_sparse(model: onnx.ModelProto, folder: Path | None) -> onnx.ModelProto:
+    """The model with sparse initialisers and constants written out; the very object given when there are none."""
+    def sparse(nodes: Iterable[onnx.NodeProto]) -> list[onnx.AttributeProto]:
+        return [a for n in nodes if n.op_type == "Constant" for a in n.attribute if a.name == "sparse_value"]
+
+    if not any(sparse(nodes) or (g is not None and g.sparse_initializer) for nodes, g in scopes(model)):
+        return model
+    out = onnx.ModelProto()
+    out.CopyFrom(model)
+    for nodes, graph in scopes(out):
+        for a in sparse(nodes):
+            a.CopyFrom(onnx.helper.make_attribute("value", dense(a.sparse_tensor, folder)))
+        if graph is not None:
+            graph.initializer.extend(dense(t, folder) for t in graph.sparse_initializer)
+            del graph.sparse_initializer[:]
+    return out
 
 
 def captured(node: onnx.NodeProto) -> Iterator[str]:

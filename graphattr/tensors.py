@@ -7,7 +7,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, TypeAlias
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from onnx import SparseTensorProto, TensorProto, helper, numpy_helper
 
 from .errors import ModelError
 
@@ -37,6 +37,21 @@ def array_of(tensor: TensorProto, folder: Path | None = None) -> Array:
         _agree(tensor, _bytes(tensor), len(raw), "bytes")
         return np.frombuffer(raw, dtype).reshape(shape)
     return _decoded(tensor, folder)
+
+
+def dense(sparse: SparseTensorProto, folder: Path | None = None) -> TensorProto:
+    """A sparse tensor with all its elements; ModelError when its indices do not fit its dims."""
+    values, indices = array_of(sparse.values, folder), array_of(sparse.indices, folder)
+    shape = tuple(sparse.dims)
+    full = np.zeros(shape, values.dtype)
+    try:
+        if indices.ndim == 1:
+            full.reshape(-1)[indices] = values
+        else:
+            full[tuple(indices.T)] = values
+    except (IndexError, ValueError) as e:
+        raise ModelError(f"sparse initialiser {sparse.values.name!r} of shape {list(shape)}: {e}; export the model again") from e
+    return numpy_helper.from_array(full, sparse.values.name)
 
 
 def external(tensor: TensorProto) -> bool:
