@@ -21,6 +21,7 @@ from .source import Source
 from .upgrade import MAX_IR
 
 PREFIX = "graphattr."
+INLINE_LIMIT = 1024  # bytes up to which a tensor stays inside a model that has its weights outside
 EMBED_LIMIT = 1_800_000_000  # bytes of weights above which they stay outside the protobuf (its limit is 2 GiB)
 
 
@@ -46,7 +47,7 @@ class Explanation:
         try:
             if not path.parent.is_dir():
                 raise WriteError(f"cannot write {path}: the folder {path.parent} does not exist")
-            if _external(self.model) or self.model.ByteSize() > EMBED_LIMIT:
+            if any(map(_is_external, self.model.graph.initializer)) or self.model.ByteSize() > EMBED_LIMIT:
                 _save_with_data(self.model, self.folder, path)
             else:
                 write_atomically(path, [self.model.SerializeToString()])
@@ -153,32 +154,34 @@ def write_atomically(path: Path, chunks: Iterator[bytes] | Sequence[bytes]) -> N
         raise
 
 
-def _external(model: onnx.ModelProto) -> bool:
-    return any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer)
+def _is_external(t: onnx.TensorProto) -> bool:
+    return bool(t.data_location == onnx.TensorProto.EXTERNAL)
 
 
 def _save_with_data(model: onnx.ModelProto, folder: Path | None, path: Path) -> None:
-    """The weights into `<path>.data`, one after the other, and a model that refers to them."""
-    data = path.with_name(path.name + ".data")
-    header = onnx.ModelProto()
-    header.CopyFrom(_without_weights(model))
-    offsets: list[tuple[onnx.TensorProto, int, int]] = []
+    """The weights into `<path>.data`, one after the other, and a model that refers to them.
 
-    def chunks() -> Iterator[bytes]:
+    Small tensors stay inside: they may be shapes and axes, which ONNX Runtime must see while it loads the model.
+    """
+    data = path.with_name(path.name + ".data")
+    header = _without_weights(model)
+
+    def outside() -> Iterator[bytes]:
         at = 0
         for t in model.graph.initializer:
-            content = Tensor(t, folder).array().tobytes()
-            offsets.append((t, at, len(content)))
+            encoded = onnx.numpy_helper.from_array(Tensor(t, folder).array(), t.name) if _is_external(t) else t
+            content = encoded.raw_data if encoded.HasField("raw_data") else b""
+            if len(content) <= INLINE_LIMIT:
+                header.graph.initializer.append(encoded)
+                continue
+            entry = header.graph.initializer.add(name=t.name, data_type=t.data_type, dims=t.dims)
+            entry.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (("location", data.name), ("offset", at), ("length", len(content))):
+                entry.external_data.add(key=key, value=str(value))
             at += len(content)
             yield content
 
-    write_atomically(data, chunks())
-    for t, at, length in offsets:
-        entry = header.graph.initializer.add(
-            name=t.name, data_type=t.data_type, dims=t.dims, data_location=onnx.TensorProto.EXTERNAL
-        )
-        for key, value in (("location", data.name), ("offset", at), ("length", length)):
-            entry.external_data.add(key=key, value=str(value))
+    write_atomically(data, outside())
     try:
         write_atomically(path, [header.SerializeToString()])
     except BaseException:
