@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 
 from .errors import TargetError, did_you_mean
@@ -48,6 +49,7 @@ def canonicalise(source: Source, fold_bn: bool = True) -> Canonical:
     """Source -> frozen canonical graph. BatchNormalization is folded into its linear neighbour unless `fold_bn=False`."""
     table = load(source)
     drop_pass_through(table)
+    turn_weights(table)
     join_stacked_sums(table)
     if fold_bn:
         fold_scales_forward(table)
@@ -73,6 +75,22 @@ def _trains(table: Table, node: Any) -> bool:
         return False
     mode = table.array(node.inputs[2])
     return mode is None or bool(mode)
+
+
+def turn_weights(table: Table) -> None:
+    """Transpose of a constant is a constant: exporters write the weight of a bias-free dense layer so."""
+    for node in table.nodes:
+        if node.op != "Transpose" or node.domain or node.outputs[0].name in table.pinned:
+            continue
+        held = table.array(node.inputs[0])
+        if held is None:
+            continue
+        turned = np.transpose(held, node.attrs.get("perm"))
+        for reader in list(node.outputs[0].outputs):
+            for i, tensor in enumerate(reader.inputs):
+                if tensor is node.outputs[0]:
+                    table.set_constant(reader, i, turned)
+        table.discard(node)
 
 
 def join_stacked_sums(table: Table) -> None:
