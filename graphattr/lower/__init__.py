@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ..errors import MethodError, did_you_mean
 from ..graph import Graph
 from ..simplify import prune
-from . import convolution, flat, layout, mask, stabiliser
+from . import convolution, flat, layout, mask, pool, stabiliser
 from .walk import rewrite
 
 Step = Callable[[Graph], Graph]
@@ -22,6 +22,7 @@ TARGETS: dict[str, list[Step]] = {
     "cuda": [*COMMON, lambda g: rewrite(g, stabiliser.of_any_sign)],
     "cpu": [
         *COMMON,
+        lambda g: pool.drop_switches(prune(rewrite(g, pool.by_place(g)))),
         lambda g: rewrite(g, stabiliser.blocked),
         lambda g: rewrite(g, stabiliser.of_any_sign),
         lambda g: rewrite(g, mask.blocked),

@@ -10,7 +10,8 @@ from ..simplify import replay
 from .walk import Pass, is_image, per_channel
 
 JOINS = {"Add", "Mul", "Sum"}
-FOLLOWS = {"Relu", "Sigmoid", "Tanh", "HardSigmoid", "LeakyRelu", "Clip", "BatchNormalization", "Resize"}
+FOLLOWS = {"Relu", "Sigmoid", "Tanh", "BatchNormalization", "Resize"}
+FUSED = {"HardSigmoid", "LeakyRelu", "Clip"}  # only right behind a convolution
 POOLS = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
 BLOCK = 16
 
@@ -56,7 +57,8 @@ def _is_blocked(p: Pass, node: Node, operands: list[Value], held: set[Value]) ->
         return node.attrs.get("axis") == 1 and all(v in held and v.dim(1) % BLOCK == 0 for v in operands)
     if node.op in JOINS:
         return all(v in held and v.shape == y.shape for v in operands)
-    return node.op in FOLLOWS and x in held
+    behind = p.made(x, "Conv") is not None and len(p.users[x]) == 1
+    return x in held and (node.op in FOLLOWS or (node.op in FUSED and behind))
 
 
 def _blocked_conv(p: Pass, node: Node, x: Value) -> bool:
