@@ -48,7 +48,7 @@ def backward(
         with g.scope(f"{layer.name}/{bound.rule.name}"):
             shares = _apply(g, site, bound.rule.name, plan, rs)
         for x, share in zip(layer.xs, shares, strict=True):
-            if x in wanted:
+            if x in wanted and share is not None:
                 arriving.setdefault(x, []).append(share)
                 entry.sent.append(share)
         if ledger is not None:
@@ -56,8 +56,8 @@ def backward(
     return {v: r for v in wrt if (r := total(g, arriving.get(v, []))) is not None}
 
 
-def _apply(g: Graph, site: Site, rule: str, plan: Plan, rs: Sequence[Value | None]) -> list[Value]:
-    """The rule's result as one share per data input, each of its input's shape."""
+def _apply(g: Graph, site: Site, rule: str, plan: Plan, rs: Sequence[Value | None]) -> list[Value | None]:
+    """The rule's result as one share per data input, each of its input's shape; None where nothing is sent."""
     bound = plan[site.layer.name]
     try:
         out = bound.rule.apply(g, site, rs[0] if len(rs) == 1 else tuple(rs), **bound.params)
@@ -69,4 +69,4 @@ def _apply(g: Graph, site: Site, rule: str, plan: Plan, rs: Sequence[Value | Non
             f"rule {rule!r} at layer {site.layer.name!r} returned {len(shares)} relevances for {len(site.xs)} data inputs "
             f"({', '.join(x.name for x in site.xs)}); return one per entry of layer.xs"
         )
-    return [fit(g, r, x) for r, x in zip(shares, site.xs, strict=True)]
+    return [None if r is None else fit(g, r, x) for r, x in zip(shares, site.xs, strict=True)]

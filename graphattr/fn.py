@@ -9,11 +9,12 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from .errors import UnsupportedOp
 from .graph import Graph, Node, Value
 from .layers import Layer, LayerGraph
-from .vjp import pull, pullback
+from .vjp import FROZEN, pull, pullback
 
-Out = Value | tuple[Value, ...]
+Out = Value | tuple[Value | None, ...]  # None where nothing is sent to a data input
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +86,13 @@ class Site:
         seeds = dict(zip(self.layer.ys, [r] if isinstance(r, Value) else r, strict=False))
         found = pullback(self.g, {y: v for y, v in seeds.items() if v is not None}, self.xs, self.layer.nodes)
         return tuple(found[x] if x in found else x * 0.0 for x in self.xs)
+
+    def frozen(self, r: Value) -> Value:
+        """r pulled back through a normalisation whose deviation counts as a constant: u - mean(u) with u = scale r / s."""
+        node = self.layer.nodes[0]
+        if node.op not in FROZEN:
+            raise UnsupportedOp(f"no derivative with frozen statistics for operator {node.op} (node {node.name!r})")
+        return FROZEN[node.op](self.g, node, r)
 
     def absorbed(self, **shares: Callable[[], Value]) -> None:
         """Note in the ledger what is kept back here (bias=..., stabiliser=...); each share has the layer output's shape."""

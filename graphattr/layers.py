@@ -8,7 +8,7 @@ mean        linear without weights: average pooling, ReduceMean, ReduceSum, line
 shift       data plus a constant that is no bias           scale      data times a constant
 batchnorm   a BatchNormalization that could not be folded  norm       LayerNormalization and its relatives
 product     data times data                                quotient   data over data
-bilinear    MatMul, Gemm, Einsum of two data tensors       softmax    Softmax, LogSoftmax inside the network
+bilinear    MatMul, Gemm, Einsum of two data tensors       softmax    Softmax inside the network
 relu        rectifiers: Relu, LeakyRelu, PRelu, Clip ...   smooth     any other function of one element
 maxpool     one input wins: MaxPool, ReduceMax, Max ...    structure  moves elements: Reshape, Concat, Slice, Gather ...
 other       has a derivative, and no reading as one of the above
@@ -17,12 +17,15 @@ unknown     no derivative
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
 
+from .composites import elementwise_regions
 from .graph import Graph, Node, Value
 from .vjp import depends, has_vjp, is_constant
 
@@ -136,7 +139,8 @@ class Layer:
 
     @property
     def op(self) -> str:
-        return self.nodes[0].op
+        """The layer's operator; all of them for an activation written as several."""
+        return self.nodes[0].op if self.kind == "linear" else "+".join(n.op for n in self.nodes)
 
     @property
     def x(self) -> Value:
@@ -215,15 +219,32 @@ def to_layers(g: Graph, roots: Sequence[Value], keep: Iterable[Value] = ()) -> L
     for node in g.nodes:
         for v in node.uses:
             readers.setdefault(v, []).append(node)
+    regions = {id(nodes[-1]): nodes for nodes in elementwise_regions(g, data, kept, readers)}
     layers: list[Layer] = []
-    taken: set[int] = set()
+    taken: set[int] = {id(n) for nodes in regions.values() for n in nodes[:-1]}
+    names: set[str] = set()
     for node in g.nodes:
         if id(node) in taken or is_constant(node) or not any(v in data for v in node.uses):
             continue
-        layer = _layer(g, node, data, kept, readers)
+        layer = _activation(regions[id(node)], data) if id(node) in regions else _layer(g, node, data, kept, readers)
         taken.update(id(n) for n in layer.nodes)
+        if layer.name in names:  # nodes of a file may share a name, or have none; tensors may not
+            layer = dataclasses.replace(layer, name=next(n for n in _candidates(layer) if n not in names))
+        names.add(layer.name)
         layers.append(layer)
     return LayerGraph(g, tuple(layers), _topology(layers), tuple(roots), _nonnegative(g))
+
+
+def _activation(nodes: Sequence[Node], data: set[Value]) -> Layer:
+    """An activation written as several nodes; it takes the last one's name."""
+    inner = {v for n in nodes for v in n.outputs}
+    xs = dict.fromkeys(v for n in nodes for v in n.inputs if v is not None and v in data and v not in inner)
+    return Layer(nodes[-1].name, "smooth", tuple(nodes), tuple(xs), nodes[-1].outputs)
+
+
+def _candidates(layer: Layer) -> Iterator[str]:
+    yield f"{layer.name}/{layer.y.name}"
+    yield from (f"{layer.name}/{layer.y.name}_{i}" for i in itertools.count(1))
 
 
 def _topology(layers: Sequence[Layer]) -> nx.MultiDiGraph:
@@ -335,7 +356,7 @@ _BY_OPERANDS: dict[str, Callable[[Node, int, bool], str]] = {
     "Conv": lambda node, n, first: "bilinear",
     "ConvTranspose": lambda node, n, first: "bilinear",
     "Softmax": lambda node, n, first: "softmax",
-    "LogSoftmax": lambda node, n, first: "softmax",
+    "LogSoftmax": lambda node, n, first: "other",
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ..errors import UnsupportedOp
@@ -54,6 +56,54 @@ def lrn(g: Graph, n: Node, dy: Value) -> tuple[Value, ...]:
     d = bias + alpha / size * summed(x * x, window)
     u = dy * g.Pow(d, -beta)
     return (u - 2 * alpha * beta / size * x * summed(u * x / d, window.T),)
+
+
+# -- with the statistics held constant ----------------------------------------------------------------------------
+FROZEN: dict[str, Callable[[Graph, Node, Value], Value]] = {}
+
+
+def frozen(op: str) -> Callable[[Callable[[Graph, Node, Value], Value]], Callable[[Graph, Node, Value], Value]]:
+    """Register f(g, n, dy) -> dx of a normalisation whose deviation counts as a constant (its mean does not)."""
+    def register(f: Callable[[Graph, Node, Value], Value]) -> Callable[[Graph, Node, Value], Value]:
+        FROZEN[op] = f
+        return f
+    return register
+
+
+@frozen("LayerNormalization")
+def frozen_layer(g: Graph, n: Node, dy: Value) -> Value:
+    x, scale = operands(n)[:2]
+    return _centred(g, x, dy * scale, list(range(n.attrs.get("axis", -1) % x.rank, x.rank)), n.attrs.get("epsilon", 1e-5))
+
+
+@frozen("InstanceNormalization")
+def frozen_instance(g: Graph, n: Node, dy: Value) -> Value:
+    x, scale = operands(n)[:2]
+    return _centred(g, x, dy * per_channel(g, scale, x), list(range(2, x.rank)), n.attrs.get("epsilon", 1e-5))
+
+
+@frozen("GroupNormalization")
+def frozen_group(g: Graph, n: Node, dy: Value) -> Value:
+    """The channels of a group are one channel; before opset 21 there is one scale per group."""
+    (x, scale), groups = operands(n)[:2], n.attrs["num_groups"]
+    grouped, u = g.Reshape(x, [0, groups, -1]), dy
+    if scale.dim(0) != groups or g.opset >= 21:
+        u = g.Reshape(dy * per_channel(g, scale, x), [0, groups, -1])
+    else:
+        u = g.Reshape(dy, [0, groups, -1]) * per_channel(g, scale, grouped)
+    return g.Reshape(_centred(g, grouped, u, [2], n.attrs.get("epsilon", 1e-5)), g.shape(x))
+
+
+@frozen("RMSNormalization")
+def frozen_rms(g: Graph, n: Node, dy: Value) -> Value:
+    x, scale = operands(n)
+    axes = list(range(n.attrs.get("axis", -1) % x.rank, x.rank))
+    return dy * scale / g.Sqrt(mean(g, x * x, axes) + n.attrs.get("epsilon", 1e-5))
+
+
+def _centred(g: Graph, x: Value, u: Value, axes: list[int], epsilon: float) -> Value:
+    """(u - mean u) / s."""
+    return (u - mean(g, u, axes)) * standardised(g, x, axes, epsilon)[1]
 
 
 # -- (x - mean) / deviation ---------------------------------------------------------------------------------------

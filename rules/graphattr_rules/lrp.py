@@ -165,15 +165,18 @@ def scale(g: Graph, layer: Site, r: Value) -> Value:
 
 @rule("lrp.product", kinds={"product"})
 def product(g: Graph, layer: Site, r: Value, *, mul: Literal["uniform", "gate"] = "uniform") -> Out:
-    """mul="uniform": half to each operand (Achtibat et al. 2024, Prop. 3.2); "gate": all to the signal, none to its gate (Arras et al. 2017)."""
+    """mul="uniform": half to each operand; "gate": all to the signal, none to its gate.
+
+    Achtibat et al. 2024, Prop. 3.2; Arras et al. 2017.
+    """
     gate = layer.gate if mul == "gate" else None
-    if len(layer.xs) == 1:
-        return fit(g, r, layer.x)
-    weights = [0.5, 0.5] if gate is None else [0.0 if i == gate else 1.0 for i in range(2)]
-    return tuple(fit(g, r if k == 1 else r * k, x) for k, x in zip(weights, layer.xs, strict=True))
+    if gate is None or len(layer.xs) == 1:
+        return tuple(r * (1.0 / len(layer.xs)) if len(layer.xs) > 1 else r for _ in layer.xs)
+    return tuple(None if i == gate else r for i in range(len(layer.xs)))
 
 
 @rule("lrp.quotient", kinds={"quotient"})
 def quotient(g: Graph, layer: Site, r: Value) -> Out:
     """R_a = R, R_b = 0 for a / b: the divisor counts as a constant."""
-    return (fit(g, r, layer.xs[0]), layer.xs[1] * 0.0) if len(layer.xs) == 2 else r * 0.0
+    dividend = layer.layer.nodes[0].inputs[0]
+    return tuple(r if x is dividend else None for x in layer.xs)
