@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,7 +207,17 @@ def write_graph(g: Graph, proto: onnx.GraphProto | None = None, embed: bool = Tr
         if name != rename.get(v, v.name):
             proto.node.append(helper.make_node("Identity", [rename.get(v, v.name)], [name], name=name))
         proto.output.append(value_info(v, name))
+    _name_apart(proto)
     return proto
+
+
+def _name_apart(proto: onnx.GraphProto) -> None:
+    """ONNX Runtime refuses two nodes of one name; those that come later (ours) step aside."""
+    taken = {""}
+    for node in proto.node:
+        if node.name in taken and node.name:
+            node.name = next(n for i in itertools.count(1) if (n := f"{node.name}_{i}") not in taken)
+        taken.add(node.name)
 
 
 def _output_names(g: Graph) -> dict[Value, str]:

@@ -138,8 +138,8 @@ class Explainer:
         """The array in the input's dtype; RunError when its shape does not fit or the conversion would lose something."""
         dtype, shape = self._types[name]
         if dtype is not None and array.dtype != dtype:
-            text = dtype.kind == "O" and array.dtype.kind in "US"
-            if not text and (array.dtype.kind not in "fiub" or (array.dtype.kind in "fb" and dtype.kind in "iu")):
+            fits = "US" if dtype.kind == "O" else "iu" if dtype.kind in "iu" else "fiub"
+            if array.dtype.kind not in fits:
                 raise RunError(f"input {name!r} must be {'strings' if dtype.kind == 'O' else dtype}, not {array.dtype}")
             if dtype.kind in "iu" and array.size:
                 low, high, allowed = int(array.min()), int(array.max()), np.iinfo(dtype)

@@ -129,7 +129,7 @@ def load(source: Source) -> Table:
     if len(model.functions):
         model = inline_local_functions(model, convert_version=False)
     model = standardise(upgrade(model))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), gs.logger.G_LOGGER.suppress():  # it prints to stdout
         warnings.simplefilter("ignore")
         try:
             surgeon = gs.import_onnx(model)

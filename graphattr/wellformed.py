@@ -26,6 +26,7 @@ def check_model(model: ModelProto) -> None:
     _check_opsets(model)
     if not graph.output:
         raise ModelError(f"graph {graph.name!r} has no output: nothing to explain; export the model with its outputs")
+    _check_texts(model)
     _check_graph(graph, frozenset(), "graph")
     for f in model.functions:
         _check_scope(list(f.input), list(f.node), list(f.output), frozenset(), f"function {f.domain}:{f.name}")
@@ -72,6 +73,20 @@ def _check_opsets(model: ModelProto) -> None:
     bad = [o for o in model.opset_import if o.version < 1 or not isinstance(o.domain, str)]
     if bad:
         raise ModelError(f"opset import {bad[0].domain!r} has version {bad[0].version}; export the model again")
+
+
+def _check_texts(model: ModelProto) -> None:
+    """ModelError where a text that we copy or print is not UTF-8 (protobuf then gives bytes)."""
+    graph = model.graph
+    texts = {"the producer": [model.producer_name, model.producer_version], "the model's domain": [model.domain],
+             "the doc string": [model.doc_string, graph.doc_string], "the graph's name": [graph.name],
+             "the metadata": [t for p in [*model.metadata_props, *graph.metadata_props] for t in (p.key, p.value)],
+             "an axis of an input or output": [d.dim_param for v in [*graph.input, *graph.output, *graph.value_info]
+                                               for d in v.type.tensor_type.shape.dim],
+             "a function's name": [t for f in model.functions for t in (f.name, f.domain)]}
+    for what, held in texts.items():
+        if not all(isinstance(t, str) for t in held):
+            raise ModelError(f"{what} is not UTF-8 text; the file is damaged: export or copy it again")
 
 
 def _check_graph(graph: GraphProto, outer: Set[str], where: str) -> None:

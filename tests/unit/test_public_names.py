@@ -6,10 +6,10 @@ import argparse
 import inspect
 import types
 
+import graphattr_rules
 import pytest
 
 import graphattr
-import graphattr_rules
 from graphattr import cli, errors, rule
 from graphattr.vjp import CONSTANT, VJPS
 
