@@ -16,7 +16,7 @@ FLOORS = {
     "errors": 0, "version": 0,
     "infer": 1, "graph": 1, "tensors": 1, "wellformed": 1, "rewrite": 1,
     "vjp": 2, "source": 2, "upgrade": 2, "foreign": 2, "surgery": 2, "onnxio": 2,
-    "folding": 3, "canonical": 3, "layers": 3,
+    "folding": 3, "canonical": 3, "composites": 3, "layers": 3,
     "fn": 4, "rule": 4,
     "method": 5, "targets": 5,
     "backward": 6, "attribute": 6, "simplify": 6, "lower": 6,
@@ -29,7 +29,7 @@ FLOORS = {
 }
 # On one floor, in this order: a module may import those to its left.
 ORDER = ["infer", "graph", "tensors", "wellformed", "rewrite", "vjp", "source", "upgrade", "foreign", "surgery", "onnxio",
-         "folding", "canonical", "layers", "fn", "rule", "method", "targets", "simplify", "backward", "attribute", "lower", "tables",
+         "folding", "canonical", "composites", "layers", "fn", "rule", "method", "targets", "simplify", "backward", "attribute", "lower", "tables",
          "preprocess", "render", "look", "measure", "fit", "gallery", "api", "demo", "cli", "__main__", "__init__"]
 OWNERS = {"onnx_graphsurgeon": {"surgery"}, "onnxruntime": {"runtime"}, "networkx": {"layers", "method"}}
 ABSENT = {"torch", "captum", "zennit", "tensorflow", "jax", "innvestigate", "onnxscript"}
