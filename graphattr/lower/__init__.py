@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ..errors import MethodError, did_you_mean
 from ..graph import Graph
 from ..simplify import prune
-from . import convolution, flat, layout, mask, pool, stabiliser
+from . import convolution, flat, layout, mask, pool, scale, stabiliser
 from .walk import rewrite
 
 Step = Callable[[Graph], Graph]
@@ -16,6 +16,8 @@ COMMON: list[Step] = [
     lambda g: rewrite(g, mask.read_output),
     lambda g: rewrite(g, flat.one_channel),
     lambda g: rewrite(g, stabiliser.by_sign(g)),
+    lambda g: rewrite(g, scale.into_weights),
+    lambda g: rewrite(g, scale.into_weights),  # a second factor of the same chain
 ]
 TARGETS: dict[str, list[Step]] = {
     "portable": [],

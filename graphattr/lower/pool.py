@@ -15,7 +15,7 @@ import numpy as np
 from ..graph import Graph, Node, Value
 from ..simplify import replay
 from .mask import STEEPEST
-from .signs import signs
+from .signs import Sign, signs
 from .walk import Pass, Rewrite, is_image, number, per_channel
 
 BLOCK = 16
@@ -49,7 +49,7 @@ def by_place(g: Graph) -> Rewrite:
         dy = p.now(found[1])
         if any(win.begin) or any(e > 0 for e in win.end):
             # Padding counts as 0 here. No harm where nothing is below 0 and windows of zeros get nothing, as the rectifier before sees to.
-            if known.get(x) != 1 or not (_vanishes(p, found[1], y) or _masked(p, node.outputs[0], x)):
+            if Sign.NONNEGATIVE not in known.get(x, Sign.ANY) or not (_vanishes(p, found[1], y) or _masked(p, node.outputs[0], x)):
                 return None
             if not _vanishes(p, found[1], y):
                 dy = p.g.emit("Mul", dy, _positive(p.g, p.now(y)), out_shape=y.shape)

@@ -2,63 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import enum
 
 import numpy as np
 
 from ..graph import Graph, Node, Value
 
 SMALL = 1 << 16  # constants up to this many elements are looked at
-POSITIVE = {"Relu", "Sigmoid", "HardSigmoid", "Softplus", "Exp", "Softmax", "Abs", "Sqrt", "ReduceSumSquare", "ReduceL2"}
-KEEPS = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "Add", "Sum", "Mean",
-         "Max", "Min", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat", "Expand", "Identity", "Gather", "Tile"}
-BILINEAR = {"Mul", "Div", "Conv", "ConvTranspose", "MatMul"}  # sums of products; a third operand is added
 
 
-def signs(g: Graph) -> dict[Value, int]:
-    """1 for values >= 0 everywhere, -1 for values <= 0 everywhere; nothing for the others."""
-    found: dict[Value, int] = {}
+class Sign(enum.Flag):
+    """What is known of every element; ZERO is both."""
 
-    def sign(v: Value | None) -> int:
-        if v is None:
-            return 0
-        if v not in found and v.is_const:
-            found[v] = _sign_of_constant(v)
-        return found.get(v, 0)
+    ANY = 0
+    NONNEGATIVE = 1
+    NONPOSITIVE = 2
+    ZERO = 3
 
+    def __neg__(self) -> Sign:
+        return (Sign.NONPOSITIVE if Sign.NONNEGATIVE in self else Sign.ANY) | (
+            Sign.NONNEGATIVE if Sign.NONPOSITIVE in self else Sign.ANY
+        )
+
+    def __mul__(self, other: Sign) -> Sign:
+        if Sign.ZERO in (self, other):
+            return Sign.ZERO
+        return Sign.ANY if Sign.ANY in (self, other) else Sign.NONNEGATIVE if self == other else Sign.NONPOSITIVE
+
+
+NONNEGATIVE = {"Relu", "Sigmoid", "HardSigmoid", "Softplus", "Exp", "Softmax", "Abs", "Sqrt", "ReduceSumSquare", "ReduceL2"}
+POOLS = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
+MOVES = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat", "Expand", "Identity", "Gather", "Tile"}
+SUMS = {"Add", "Sum", "Mean", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"}
+PRODUCTS = {"Mul", "Div", "Conv", "ConvTranspose", "MatMul"}  # sums of products; a third operand is added
+
+
+def signs(g: Graph) -> dict[Value, Sign]:
+    """The sign of each value of the graph."""
+    found: dict[Value, Sign] = {}
     for node in g.nodes:
-        s = _sign(node, sign)
-        if s and not node.domain:
-            found.update((v, s) for v in node.outputs[:1])
-    return {v: s for v, s in found.items() if s}
+        operands = [v for v in node.inputs if v is not None and v.is_float]
+        for v in operands:
+            if v.is_const and v not in found:
+                found[v] = _sign_of_constant(v)
+        sign = _sign(node, [found.get(v, Sign.ANY) for v in operands]) if not node.domain else Sign.ANY
+        found.update((v, sign) for v in (node.outputs if node.op == "Split" else node.outputs[:1]))
+    return found
 
 
-def _sign(node: Node, sign: Callable[[Value | None], int]) -> int:
-    op, inputs = node.op, [v for v in node.inputs if v is not None]
-    if op in POSITIVE:
-        return 1
-    if op in KEEPS:
-        data = [sign(v) for v in inputs if v.is_float]
-        if op in ("Max", "Min") and (1 if op == "Max" else -1) in data:
-            return 1 if op == "Max" else -1
-        return data[0] if data and len(set(data)) == 1 else 0
-    if op in BILINEAR:
-        s = sign(inputs[0]) * sign(inputs[1])
-        return s if len(inputs) < 3 or sign(inputs[2]) == s else 0
-    if op == "Clip":
-        return 1 if len(node.inputs) > 1 and sign(node.inputs[1]) == 1 else 0
-    if op == "Neg":
-        return -sign(inputs[0])
-    if op == "ConstantOfShape":
+def _sign(node: Node, data: list[Sign]) -> Sign:
+    if node.op in NONNEGATIVE:
+        return Sign.NONNEGATIVE
+    if node.op == "ConstantOfShape":
         value = node.attrs.get("value")
-        return 1 if isinstance(value, np.ndarray) and bool((value >= 0).all()) else 0
-    return 0
+        return _sign_of(value) if isinstance(value, np.ndarray) else Sign.ZERO
+    if not data:
+        return Sign.ANY
+    common = data[0]
+    for s in data[1:]:
+        common &= s
+    if node.op in POOLS or node.op in MOVES or node.op in SUMS:
+        return common
+    if node.op in ("Max", "Min"):
+        enough = Sign.NONNEGATIVE if node.op == "Max" else Sign.NONPOSITIVE
+        return common | (enough if any(enough in s for s in data) else Sign.ANY)
+    if node.op in PRODUCTS and len(data) > 1:
+        product = data[0] * data[1]
+        return product & data[2] if len(data) > 2 else product
+    if node.op == "Clip":
+        return Sign.NONNEGATIVE if len(data) > 1 and node.inputs[1] is not None and Sign.NONNEGATIVE in data[1] else Sign.ANY
+    return -data[0] if node.op == "Neg" else Sign.ANY
 
 
-def _sign_of_constant(v: Value) -> int:
-    if v.shape is None or not all(isinstance(d, int) for d in v.shape) or int(np.prod([v.dim(i) for i in range(v.rank)], dtype=np.int64)) > SMALL:
-        return 0
-    data = v.data
-    if data is None or data.dtype.kind not in "fiu":
-        return 0
-    return 1 if (data >= 0).all() else -1 if (data <= 0).all() else 0
+def _sign_of_constant(v: Value) -> Sign:
+    sizes = [d for d in v.shape or () if isinstance(d, int)]
+    data = v.data if v.shape is not None and len(sizes) == len(v.shape) and np.prod(sizes, dtype=np.int64) <= SMALL else None
+    return Sign.ANY if data is None else _sign_of(data)
+
+
+def _sign_of(data: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Sign:
+    if data.dtype.kind not in "fiu":
+        return Sign.ANY
+    return (Sign.NONNEGATIVE if (data >= 0).all() else Sign.ANY) | (Sign.NONPOSITIVE if (data <= 0).all() else Sign.ANY)

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..graph import Graph, Node, Value
 from .mask import STEEPEST
-from .signs import signs
+from .signs import Sign, signs
 from .walk import Pass, Rewrite, is_image, number, per_channel
 
 
@@ -29,7 +29,7 @@ def by_sign(g: Graph) -> Rewrite:
 
     def f(p: Pass, node: Node) -> Value | None:
         found = stabilised(p, node.outputs[0])
-        if found is None or known.get(found[0]) != 1:
+        if found is None or Sign.NONNEGATIVE not in known.get(found[0], Sign.ANY):
             return None
         z, eps = found
         readers = {id(n) for n in p.users[z]} - {id(p.made(v, "GreaterOrEqual", "Add", "Sub")) for v in node.inputs}
