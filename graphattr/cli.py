@@ -15,6 +15,8 @@ from . import __version__, api
 from .errors import GraphattrError, MethodError, RunError, TargetError, WriteError
 from .export import Explanation, _plain
 from .lower import TARGETS
+from .rule import load_rules
+from .street import Order, street
 from .tables import ledger_table, listing, verdict_table
 
 STAGES = ("load", "canonicalise", "layers", "plan", "backward", "simplify", "lower", "export")
@@ -124,9 +126,7 @@ def _add_conversion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ledger", action="store_true", help="add the conservation ledger: relevance in, out, absorbed, per layer"
     )
-    parser.add_argument(
-        "--lower", choices=tuple(TARGETS), default="cpu", help="the machine the file is tuned for (default: cpu)"
-    )
+    parser.add_argument("--lower", choices=tuple(TARGETS), default="cpu", help="the machine the file is tuned for (default: cpu)")
     parser.add_argument(
         "--no-strict", action="store_true", help="let the plain gradient pass where no rule fits; the manifest lists it"
     )
@@ -137,14 +137,15 @@ def run_convert(args: argparse.Namespace) -> int:
     if args.stop_after:
         from .look import text_of
 
-        for stage, value in api.street(args.model, **_conversion(args)):
+        load_rules(args.rules)
+        for stage, value in street(args.model, Order(**_order(args))):
             if stage == args.stop_after:
                 print(text_of(value))
                 return 0
     out = Path(args.out or Path(args.model).with_suffix(".explained.onnx"))
     if out.exists() and Path(args.model).exists() and out.samefile(args.model):
         raise WriteError(f"{out} is the model itself, which would be overwritten; give another name with -o")
-    explanation = api.convert(args.model, **_conversion(args))
+    explanation = _convert(args)
     explanation.save(out)
     if args.json:
         _print_json(
@@ -192,14 +193,16 @@ def _explanation(args: argparse.Namespace) -> Explanation:
     manifest = read_manifest(source.model)
     if manifest is not None:
         if args.target != "argmax" and manifest["target"] != "input":
-            raise TargetError(f"{args.model} is already an explanation of target {manifest['target']!r}; give the source model to "
-                              "explain another, or convert it with --target input")
+            raise TargetError(
+                f"{args.model} is already an explanation of target {manifest['target']!r}; give the source model to "
+                "explain another, or convert it with --target input"
+            )
         if args.method or args.set:
             raise MethodError(
                 f"{args.model} is already an explanation ({manifest['method']}); give the source model to use another method"
             )
         return Explanation(source.model, manifest, source.folder)
-    return api.convert(args.model, **_conversion(args))
+    return _convert(args)
 
 
 def run_inspect(args: argparse.Namespace) -> int:
@@ -248,7 +251,14 @@ def run_demo(args: argparse.Namespace) -> int:
 
 
 # -- arguments ----------------------------------------------------------------------------------------------------
-def _conversion(args: argparse.Namespace) -> dict[str, Any]:
+def _convert(args: argparse.Namespace) -> Explanation:
+    order = _order(args)
+    params = order.pop("params")
+    return api.convert(args.model, rules=args.rules, **order, **params)
+
+
+def _order(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of an Order that the arguments give."""
     methods = _methods(args)
     chosen = {} if methods is None else {"method": methods[0] if len(methods) == 1 else methods}
     return {
@@ -260,9 +270,8 @@ def _conversion(args: argparse.Namespace) -> dict[str, Any]:
         "delta": args.delta,
         "ledger": args.ledger,
         "strip": not args.no_strip,
-        "rules": args.rules,
         "lowering": args.lower,
-        **_params(args.set),
+        "params": _params(args.set),
     }
 
 

@@ -113,6 +113,8 @@ def text_of(value: Any) -> str:
             f"{x.name}  {x.op}  {x.kind}  {', '.join(v.name for v in x.xs)} -> {', '.join(v.name for v in x.ys)}"
             for x in value.layers
         )
+    if isinstance(value, list):  # one plan per method
+        return "\n\n".join(map(text_of, value))
     if isinstance(value, Mapping):
         return "\n".join(f"{name}  {b.rule.name}  {dict(b.params)}  ({b.line})" for name, b in value.items())
     if isinstance(value, Source):

@@ -1,0 +1,122 @@
+"""The street: from a file to an explanation, stage by stage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx
+
+from .attribute import Request, Written, attribute, plan_of, start
+from .canonical import Canonical, canonicalise
+from .errors import MethodError, TargetError
+from .export import export, name_outputs
+from .graph import Graph, Value
+from .layers import to_layers
+from .lower import lower
+from .manifest import manifest_of, suffix
+from .method import Method, load_method
+from .simplify import simplify
+from .source import read
+from .targets import Target, attributed, check_target, data_roots, explained_output
+
+Model = str | os.PathLike[str] | bytes | onnx.ModelProto
+MethodLike = str | os.PathLike[str] | Method
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is wanted of a model: `graphattr.convert` describes each field."""
+
+    method: MethodLike | Sequence[MethodLike] = "lrp.epsilon_plus_flat"
+    target: Any = "argmax"
+    output: str | None = None
+    wrt: str | Sequence[str] | None = None
+    strict: bool = True
+    delta: bool = False
+    ledger: bool = False
+    strip: bool = True
+    lowering: str = "cpu"
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fold_bn(self) -> bool:
+        return bool(self.params.get("bn", "affine") != "pass")
+
+
+def street(model: Model, order: Order) -> Iterator[tuple[str, Any]]:
+    """Yields (stage, value) from "load" to "export"; the last value is the Explanation."""
+    chosen = methods_of(order.method, order.params)
+    source = read(model)
+    yield "load", source
+    canonical = canonicalise(source, order.fold_bn)
+    yield "canonicalise", canonical
+    request = request_of(canonical, order)
+    graph = to_layers(canonical.graph, data_roots(canonical, request.wrt), [*request.wrt, request.explained.y])
+    yield "layers", graph
+    plans = [plan_of(graph, m, request) for m in chosen]
+    yield "plan", plans
+    begin = start(graph.graph, request)
+    written = [attribute(graph, m, p, request, begin) for m, p in zip(chosen, plans, strict=True)]
+    name_outputs(canonical.graph, added_outputs(written, request))
+    yield "backward", canonical.graph
+    slim = simplify(canonical.graph)
+    yield "simplify", slim
+    fast = lower(slim, order.lowering)
+    yield "lower", fast
+    manifest = manifest_of(canonical, graph, request, written, begin[1], order.params, order.lowering)
+    yield "export", export(fast, source, canonical.model, manifest)
+
+
+def request_of(canonical: Canonical, order: Order) -> Request:
+    """The order's output, tensors and target, found in the model."""
+    explained = explained_output(canonical, order.output, order.strip)
+    tensors = attributed(canonical, order.wrt)
+    aim = check_target(order.target, explained.y)
+    if aim == "seed" and "seed" in order.params:
+        raise MethodError('target="seed" brings the seed at run time; it cannot be combined with the parameter seed=')
+    _check_input_names(canonical.graph, aim, tensors, order.params)
+    return Request(explained, tensors, aim, order.strict, order.delta, order.ledger, order.wrt is not None)
+
+
+def methods_of(method: MethodLike | Sequence[MethodLike], params: Mapping[str, Any]) -> list[Method]:
+    """The methods with their parameters; with several, a parameter goes to those that know it and must be known to one."""
+    several: list[Any] = list(method) if isinstance(method, (list, tuple)) else [method]
+    if not several:
+        raise MethodError("no method was given")
+    loaded = [load_method(m) for m in several]
+    if len(loaded) == 1:
+        return [loaded[0].with_params(params)]
+    for name in params:
+        if not any(name in m.parameters() for m in loaded):
+            loaded[0].with_params({name: params[name]})
+    if len({m.name for m in loaded}) < len(loaded):
+        raise MethodError("the same method was given twice")
+    return [m.with_params({k: v for k, v in params.items() if k in m.parameters()}) for m in loaded]
+
+
+def _check_input_names(g: Graph, target: Target, wrt: Sequence[Value], params: Mapping[str, Any]) -> None:
+    ours = [str(target)] if target in ("input", "seed") else []
+    ours = ["target" if n == "input" else n for n in ours] + (
+        [f"{v.name}_baseline" for v in wrt] if isinstance(params.get("baselines"), str) else []
+    )
+    for name in ours:
+        if name in g.names:
+            raise TargetError(
+                f"the model already has a tensor named {name!r}, which graphattr needs for its own input; rename it in the model"
+            )
+
+
+def added_outputs(written: Sequence[Written], request: Request) -> list[tuple[str, Value]]:
+    """(name, value) of everything that was added."""
+    added: list[tuple[str, Value]] = []
+    for w in written:
+        end = suffix(w, written)
+        for tensor, value in w.attributions.items():
+            if value.dtype is not None and (value.dtype.itemsize < 4):
+                value = value.graph.Cast(value, to=onnx.TensorProto.FLOAT)
+            added.append((f"{tensor}_attribution{end}", value))
+        added += [(f"{request.explained.name}_{extra}{end}", value) for extra, value in w.extras.items()]
+    return added
