@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 from .errors import BuildError
 
 if TYPE_CHECKING:
-    from .graph import Value
+    from .value import Value
 
 Dim: TypeAlias = int | str | None
 Shape: TypeAlias = tuple[Dim, ...]
@@ -52,6 +52,8 @@ def infer(
     schema = schema_of(op, "" if domain == "ai.onnx" else domain, opset) if domain in ("", "ai.onnx") else None
     if schema is None or any(v is not None and v.dtype is None for v in inputs):
         return unknown
+    if any(_is_body(a) for a in attrs.values()):
+        return _of_bodies(op, attrs, n_outputs)
     key = _key(op, opset, inputs, attrs, n_outputs)
     if key is None or key not in _cache:
         try:
@@ -118,6 +120,23 @@ def _infer(
     return [read_type(found.get(o)) for o in node.output]
 
 
+def _is_body(attr: Any) -> bool:
+    return hasattr(attr, "captured")
+
+
+def _of_bodies(op: str, attrs: Mapping[str, Any], n_outputs: int) -> list[Inferred]:
+    """An If has what both branches agree on; of Loop and Scan only the dtypes are certain."""
+    bodies = [[v for _, v in a.outputs] for a in attrs.values() if _is_body(a)]
+    found: list[Inferred] = []
+    for same in zip(*(b[-n_outputs:] for b in bodies), strict=False):
+        dtypes, shapes = {v.dtype for v in same}, [v.shape for v in same]
+        shape = None
+        if op == "If" and None not in shapes and len({len(s) for s in shapes}) == 1:
+            shape = tuple(dims[0] if len(set(dims)) == 1 else None for dims in zip(*shapes, strict=True))
+        found.append((dtypes.pop() if len(dtypes) == 1 else None, shape, None))
+    return (found + [(None, None, None)] * n_outputs)[:n_outputs]
+
+
 def make_attribute(name: str, value: Any, schema: Any = None) -> onnx.AttributeProto:
     """An AttributeProto; the schema decides the type of empty lists and of ints given for floats."""
     if isinstance(value, np.ndarray):
@@ -129,6 +148,8 @@ def make_attribute(name: str, value: Any, schema: Any = None) -> onnx.AttributeP
         kind = int(schema.attributes[name].type)
     if isinstance(value, tuple):
         value = list(value)
+    if kind == onnx.AttributeProto.FLOAT or kind == onnx.AttributeProto.FLOATS:
+        value = [float(v) for v in value] if isinstance(value, list) else float(value)
     return helper.make_attribute(name, value, attr_type=kind)
 
 

@@ -14,13 +14,13 @@ MOST_LINES = 400
 # Every module of graphattr. One that belongs to a package (vjp, lower ...) stands on the package's floor.
 FLOORS = {
     "errors": 0, "version": 0,
-    "infer": 1, "graph": 1, "tensors": 1, "wellformed": 1, "rewrite": 1,
+    "infer": 1, "value": 1, "graph": 1, "tensors": 1, "wellformed": 1, "rewrite": 1,
     "vjp": 2, "source": 2, "upgrade": 2, "foreign": 2, "surgery": 2, "onnxio": 2,
     "folding": 3, "canonical": 3, "composites": 3, "layers": 3,
     "fn": 4, "rule": 4,
     "method": 5, "targets": 5,
     "simplify": 6, "backward": 6, "attribute": 6, "lower": 6,
-    "export": 7, "manifest": 7,
+    "manifest": 7, "export": 7, "manifest": 7,
     "runtime": 8, "street": 8,
     "tables": 9, "preprocess": 9, "render": 9, "look": 9, "measure": 9, "fit": 9,
     "gallery": 10, "api": 10,
