@@ -35,17 +35,23 @@ def convert(
     lowering: str = "cpu",
     **params: Any,
 ) -> Explanation:
-    """The model, with `<tensor>_attribution` outputs behind its own: what each element of a tensor contributed to the explained score.
+    """The model with `<tensor>_attribution` outputs behind its own: what each element contributed to the explained score.
 
-    model: a path, bytes, or an onnx.ModelProto (left unchanged). method: a registered name, the path of a .toml, a Method, or
-    a list of these (outputs then end in `_<method>`). target: "argmax" (of each sample, of the explained output), an index or tuple of
-    indices into its axes after the batch, "input" (adds an int64 [N] input `target`) or "seed" (adds a float input `seed` of
-    the explained output's shape). output: the output to explain (default: the first float one); a terminal Softmax, LogSoftmax or
-    Sigmoid is stripped from it unless strip=False. wrt: names of the tensors to attribute to (default: all float inputs).
-    delta adds `<output>_delta` [N], what the attributions should add up to minus what they do; ledger adds
-    `<output>_ledger` [N, layers, 4], relevance arrived, sent on, absorbed by bias and by stabiliser. rules: Python files
-    with rules of your own. lowering: "cpu" or "cuda" write the same values in the form that runs fastest there (and runs
-    everywhere), "portable" as the rules say them. params: the method's parameters (see `methods()`).
+    model: a path, bytes, or an onnx.ModelProto (left unchanged).
+    method: a registered name, the path of a .toml, a Method, or a list of these (outputs then end in `_<method>`).
+    target: "argmax" (of each sample, of the explained output), an index or a tuple of indices into its axes after the batch,
+        "input" (adds an int64 [N] input `target`), or "seed" (adds a float input `seed` of the explained output's shape).
+    output: the output to explain (default: the first float one).
+    wrt: names of the tensors to attribute to, inputs or inner ones (default: all float inputs).
+    fitted: learned parameters, for methods that need them.
+    strict: an operator without a rule is an error; False lets the plain gradient pass there, and the manifest lists it.
+    delta: add `<output>_delta` [N], what the attributions should add up to minus what they do.
+    ledger: add `<output>_ledger` [N, layers, 4], relevance arrived, sent on, absorbed by bias and by stabiliser.
+    strip: look through a terminal Softmax, LogSoftmax or Sigmoid of the explained output.
+    rules: Python files with rules of your own.
+    lowering: "cpu" or "cuda" write the same values in the form that runs fastest there (and runs everywhere), "portable" as
+        the rules say them.
+    params: the method's parameters (see `methods()`).
 
     Raises ModelError, UnsupportedOp, MethodError, TargetError; all are GraphattrError.
     """
@@ -66,8 +72,9 @@ def explain(
     providers: Any = None,
     **options: Any,
 ) -> Attribution:
-    """Convert and run in one call. inputs: one array, or arrays by input name; target may be an int64 array, one class per sample.
+    """Convert and run in one call.
 
+    inputs: one array, or arrays by input name. target: as for `convert`, or an int64 array with one class per sample.
     options: as for `convert`. Raises what `convert` and `Explainer` raise.
     """
     import numpy as np
@@ -108,7 +115,7 @@ def inspect(
 def verify(
     explanation: Explanation | Model, model: Model | None = None, data: Any = None, providers: Any = None
 ) -> dict[str, Any]:
-    """Check an explanation: provenance, outputs equal to the source's, finite attributions, completeness, the ledger; as plain data.
+    """Check an explanation, as plain data: provenance, outputs equal to the source's, finite attributions, completeness, ledger.
 
     data: inputs as for `Explainer` (default: seeded noise of the inputs' shapes). Keys: ok, checks (name, ok, detail), ledger.
     """

@@ -1,4 +1,4 @@
-"""The command line: a thin face of `graphattr`'s functions. Data on stdout, talk on stderr, exit 0, 1 (our error) or 2 (usage)."""
+"""The command line: a thin face of `graphattr`'s functions. Data on stdout, talk on stderr, exit 0, 1 (ours), 2 (usage)."""
 
 from __future__ import annotations
 

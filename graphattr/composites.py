@@ -1,7 +1,7 @@
 """Activations that exporters write as several operators: x sigmoid(x), x (1 + erf(x / sqrt 2)) / 2, tanh-GELU, Softshrink ...
 
-Each is a region of elementwise nodes that leaves one tensor and meets again in one; the whole is a function of that tensor, element by
-element, and relevance passes it as it passes any activation.
+Each is a region of elementwise nodes that leaves one tensor and meets again in one; the whole is a function of that tensor,
+element by element, and relevance passes it as it passes any activation.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from .graph import Graph, Node, Value
 
 MEETS = {"Mul", "Div", "Where"}
-ELEMENTWISE = MEETS | {"Add", "Sub", "Sum", "Pow", "Neg", "Abs", "Exp", "Log", "Sqrt", "Erf", "Tanh", "Sigmoid", "Softplus", "HardSigmoid",
-                       "Relu", "Clip", "Min", "Max", "Reciprocal", "Cast"}  # fmt: skip
+UNARY = {"Neg", "Abs", "Exp", "Log", "Sqrt", "Erf", "Tanh", "Sigmoid", "Softplus", "HardSigmoid", "Relu", "Reciprocal", "Cast"}
+ELEMENTWISE = MEETS | UNARY | {"Add", "Sub", "Sum", "Pow", "Clip", "Min", "Max"}
 LARGEST = 16  # nodes of a region
 
 

@@ -42,7 +42,7 @@ class Explanation:
         return [o.name for o in self.model.graph.output]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the model, whole or not at all; weights beyond the protobuf limit go to `<path>.data`. WriteError if it cannot."""
+        """Write the model, whole or not at all, else WriteError; weights beyond the protobuf limit go to `<path>.data`."""
         path = Path(path)
         try:
             if not path.parent.is_dir():

@@ -1,4 +1,4 @@
-"""Scales and shifts folded into the linear node beside them: BatchNormalization, and Mul, Div, Add, Sub by a constant per channel."""
+"""Scales and shifts folded into the linear node beside them: BatchNormalization, and constants per channel."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ KEEPS_SIGN = {
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One step of the network. `xs` are its data inputs and `ys` its outputs; w and b a linear layer's effective weight and bias."""
+    """One step of the network. `xs`: its data inputs, `ys`: its outputs; w and b: a linear layer's effective weight and bias."""
 
     name: str
     kind: str
@@ -212,7 +212,7 @@ class LayerGraph:
 
 
 def to_layers(g: Graph, roots: Sequence[Value], keep: Iterable[Value] = ()) -> LayerGraph:
-    """See the graph as layers. `roots` carry data (what depends on them is data); tensors in `keep` stay visible between layers."""
+    """See the graph as layers. What depends on `roots` is data; tensors in `keep` stay visible between layers."""
     data = depends(g.nodes, roots)
     kept = set(keep) | {v for _, v in g.outputs}
     readers: dict[Value, list[Node]] = {}

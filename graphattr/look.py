@@ -103,8 +103,7 @@ def text_of(value: Any) -> str:
     if isinstance(value, Graph):
         lines = [f"{g_in.name}: {g_in.dtype}{shape_text(g_in.shape)}" for g_in in value.inputs]
         lines += [
-            f"{', '.join(o.name for o in n.outputs)} = {n.op}{_attributes(n.attrs)}({', '.join(v.name if v is not None else '' for v in n.inputs)})"
-            f"  # {shape_text(n.outputs[0].shape)}"
+            f"{_names(n.outputs)} = {n.op}{_attributes(n.attrs)}({_names(n.inputs)})  # {shape_text(n.outputs[0].shape)}"
             for n in value.nodes
         ]
         return "\n".join([*lines, *(f"-> {name} = {v.name}" for name, v in value.outputs)])
@@ -120,6 +119,10 @@ def text_of(value: Any) -> str:
     if isinstance(value, Source):
         return f"{value.path or 'model in memory'}  sha256 {value.sha256}  {len(value.model.graph.node)} nodes"
     return repr(value)
+
+
+def _names(values: Sequence[Value | None]) -> str:
+    return ", ".join(v.name if v is not None else "" for v in values)
 
 
 def _attributes(attrs: Mapping[str, Any]) -> str:

@@ -277,7 +277,8 @@ def named_axes(g: Graph) -> list[onnx.ValueInfoProto]:
     """Types of the images inside the graph that have a symbolic axis: ONNX Runtime fuses sums and products only of tensors whose
     axes it knows to be equal, and it loses their names at the seed (EfficientNet-Lite0: 105 copies between layouts, then 13)."""
     shown = {v for _, v in g.outputs} | set(g.inputs)
-    images = (v for n in g.nodes for v in n.outputs if v.is_float and v.shape is not None and len(v.shape) == 4 and v not in shown)
+    floats = (v for n in g.nodes for v in n.outputs if v.is_float and v not in shown)
+    images = (v for v in floats if v.shape is not None and len(v.shape) == 4)
     return [value_info(v, v.name) for v in images if any(isinstance(d, str) for d in v.shape or ())]
 
 

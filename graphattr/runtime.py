@@ -27,7 +27,7 @@ INDEX = "graphattr_target_index"
 
 @dataclass(frozen=True)
 class Attribution:
-    """What a run gives: `scores` and `outputs` by tensor name, the explained index per sample, `delta` [N] and `ledger` when asked for."""
+    """What a run gives: `scores` and `outputs` by tensor name, the explained index per sample, `delta`, `ledger`."""
 
     scores: Mapping[str, Array]
     outputs: Mapping[str, Array]
@@ -67,7 +67,7 @@ class Explainer:
         self.inputs, self.outputs = list(self._types), [o.name for o in model.graph.output]
 
     def __call__(self, feeds: Mapping[str, Any] | Any, target: Any = None) -> Attribution:
-        """Explain a batch. feeds: arrays by input name (one array when there is one input); target: only for files made with target="input"."""
+        """Explain a batch. feeds: arrays by name, or the array of a single input; target: for files made with target="input"."""
         arrays = self._feeds(feeds, target)
         names = self.outputs + ([self._index] if self._index else [])
         try:
@@ -86,7 +86,7 @@ class Explainer:
         if target is not None:
             if "target" not in self._ours:
                 raise RunError(
-                    f"this explanation was made for target={self.manifest.get('target')!r}; to choose the target at run time convert "
+                    f"this explanation was made for target={self.manifest.get('target')!r}; to choose it at run time convert "
                     'with target="input"'
                 )
             first = next((given[n] for n in own if n in given and given[n].ndim), None)

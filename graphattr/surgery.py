@@ -1,7 +1,7 @@
-"""The operating table: a model whose nodes and tensors are linked, so that passes can cut and join. The only user of onnx_graphsurgeon.
+"""The operating table: a model whose nodes and tensors are linked, so that passes can cut and join.
 
-graphsurgeon loses metadata, raw attributes and sequence types; the protos are kept beside it, and nothing above
-`canonical.py` sees it.
+The only user of onnx_graphsurgeon. That loses metadata, raw attributes and sequence types; the protos are kept beside it,
+and nothing above `folding.py` and `canonical.py` sees it.
 """
 
 from __future__ import annotations

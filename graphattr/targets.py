@@ -31,7 +31,7 @@ class Explained:
 
 # -- the output ---------------------------------------------------------------------------------------------------
 def explained_output(canonical: Canonical, output: str | None, strip: bool) -> Explained:
-    """The output to explain (default: the first float one), before its terminal Softmax, LogSoftmax or Sigmoid unless strip=False."""
+    """The output to explain (default: the first float one); with strip, before its terminal Softmax, LogSoftmax or Sigmoid."""
     outputs = dict(canonical.graph.outputs)
     if output is None:
         output = next((name for name, v in outputs.items() if v.is_float), None)

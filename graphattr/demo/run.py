@@ -49,7 +49,8 @@ def run(out: Path = Path("demo-out")) -> None:
     rows = [Row(_display(item.display), [reduce_channels(maps[m][i], reduction(m)) for m in METHODS],
                 p.classes[0], _runners_up(p)) for i, (item, p) in enumerate(zip(photos, said))]
     for name, some in {"grid": rows, **{f"grid.{p}": [row] for p, row in zip(PHOTOS, rows)}}.items():
-        save_png(grid(some, ["input", *METHODS], f"What makes {MODEL} say so", "Every map has its own scale."), out / f"{name}.png")
+        page = grid(some, ["input", *METHODS], f"What makes {MODEL} say so", "Every map has its own scale.")
+        save_png(page, out / f"{name}.png")
     for i, name in enumerate(_talk(PHOTOS, "painting")):
         for method in METHODS:
             picture = panel(rows[i].photo, maps[method][i], f"{said[i].classes[0]} · {said[i].probabilities[0]:.2f}",

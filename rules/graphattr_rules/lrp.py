@@ -64,7 +64,7 @@ def epsilon(g: Graph, layer: Site, r: Value, *, eps: float = 1e-6, bias: Bias = 
 
 @rule("lrp.gamma", kinds={"linear"})
 def gamma(g: Graph, layer: Site, r: Value, *, gamma: float = 0.25, eps: float = 1e-6, bias: Bias = "absorb") -> Value:
-    """Positive weights weigh 1 + gamma where z > 0, negative ones where z < 0 (generalised). Montavon et al. 2019; Andeol et al. 2021."""
+    """Positive weights weigh 1 + gamma where z > 0, negative ones where z < 0. Montavon et al. 2019; Andeol et al. 2021."""
     x, w, b = layer.x, layer.w, kept(layer, bias)
     xp, xn = positive(g, layer, x), negative(g, layer, x)
     up, down = w + gamma * g.Relu(w), w + gamma * g.Min(w, 0.0)
@@ -79,7 +79,7 @@ def gamma(g: Graph, layer: Site, r: Value, *, gamma: float = 0.25, eps: float = 
 def alpha_beta(
     g: Graph, layer: Site, r: Value, *, alpha: float = 2.0, beta: float = 1.0, eps: float = 1e-6, bias: Bias = "absorb"
 ) -> Value:
-    """alpha times the share of positive contributions minus beta times that of negative ones; alpha - beta = 1. Bach et al. 2015."""
+    """alpha times the share of positive contributions minus beta times the negative ones', alpha - beta = 1. Bach et al. 2015."""
     if abs(alpha - beta - 1) > 1e-9 or beta < 0:
         raise MethodError(f"lrp.alpha_beta needs alpha - beta = 1 and beta >= 0, not alpha={alpha}, beta={beta}")
     x, w, b = layer.x, layer.w, kept(layer, bias)

@@ -20,7 +20,7 @@ def _files(folder: Path) -> tuple[Path, Path]:
     return folder / "my_rules.py", folder / "mine.toml"
 
 
-@pytest.fixture()
+@pytest.fixture
 def model():
     rng = np.random.default_rng(0)
     w, v = rng.normal(size=(4, 2, 3, 3)).astype("f4"), rng.normal(size=(3, 4)).astype("f4")

@@ -20,7 +20,7 @@ FLOORS = {
     "fn": 4, "rule": 4,
     "method": 5, "targets": 5,
     "simplify": 6, "backward": 6, "attribute": 6, "lower": 6,
-    "manifest": 7, "export": 7, "manifest": 7,
+    "export": 7, "manifest": 7,
     "runtime": 8, "street": 8,
     "tables": 9, "preprocess": 9, "render": 9, "look": 9, "measure": 9, "fit": 9,
     "gallery": 10, "api": 10,
