@@ -30,8 +30,11 @@ def with_nodes(g: Graph, nodes: Sequence[Node], outputs: Iterable[tuple[str, Val
 
 
 def replay(g: Graph, rewrite: Callable[[Graph, Node, dict[Value, Value]], Sequence[Value] | Node | None]) -> Graph:
-    """Walk the nodes in order and write a new graph. `rewrite(new, node, stands)` gives values that stand for the node's outputs,
-    a node in its place, or None to keep it; `stands` maps what was replaced so far. What a subgraph reads is kept."""
+    """Walk the nodes in order and write a new graph. What a subgraph reads is kept.
+
+    `rewrite(new, node, stands)` gives values that stand for the node's outputs, a node in its place, or None to keep
+    it; `stands` maps what was replaced so far.
+    """
     new = with_nodes(g, [])
     stands: dict[Value, Value] = {}
     held = {v for n in g.nodes for sub in n.subgraphs for v in sub.captured()}

@@ -1,4 +1,7 @@
-"""Machine-shaped rewrites: the same values, faster on one kind of machine. Standard operators only, so every file runs everywhere."""
+"""Machine-shaped rewrites: the same values, faster on one kind of machine.
+
+They use standard operators only, so every file runs everywhere.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +38,11 @@ TARGETS: dict[str, list[Step]] = {
 
 
 def lower(g: Graph, target: str = "cpu") -> Graph:
-    """The graph with the rewrites of a target: "cpu", "cuda", or "portable" (none). Nodes of the source model stay as they are."""
+    """The graph with the rewrites of a target: "cpu", "cuda", or "portable" (none). The source model's nodes stay."""
     if target not in TARGETS:
-        raise MethodError(f"lowering must be one of {', '.join(TARGETS)}, not {target!r}{did_you_mean(target, TARGETS)}")
+        raise MethodError(
+            f"lowering must be one of {', '.join(TARGETS)}, not {target!r}{did_you_mean(target, TARGETS)}"
+        )
     for step in TARGETS[target]:
         g = prune(step(g))
     return g

@@ -1,7 +1,12 @@
 """ConvTranspose of stride 1 -> Conv with the kernel turned by 180 degrees and its channel axes exchanged.
 
-Equal: both are the sum over k of dy[o + p - d k] w[k]. ONNX Runtime has blocked kernels (NCHWc) for Conv only. The kernel is turned
-inside the graph, so the file holds one copy of the weights; ONNX Runtime folds the turning when it opens the model.
+Equal: both are the sum over k of dy[o + p - d k] w[k]. ONNX Runtime has blocked kernels (NCHWc) for Conv only.
+The kernel is turned inside the graph, so the file holds one copy of the weights; ONNX Runtime folds the turning
+when it opens the model.
+
+Tried and left: stride 2 as four convolutions and an interleaving copy (3x3, 512 channels, 7x7: 1.95 ms, else 2.4; but
+128 channels, 28x28: 2.2, else 2.3), as one convolution and DepthToSpace (3.0 to 3.3), 1x1 as Resize times a comb
+(2.2, else 2.4; 3.2, else 3.3); the stem's 7x7 as one convolution and DepthToSpace (4.0, else 3.6).
 """
 
 from __future__ import annotations
@@ -30,8 +35,16 @@ def turn_transposed(p: Pass, node: Node) -> Value | None:
     depthwise = group == ins and outs == 1
     if not depthwise and (group > 1 or outs < FEW):
         return None
-    made: Value = p.g.emit("Conv", p.now(dy), turned(p.g, p.now(w), exchange=group == 1), strides=[1] * (len(pads) // 2), pads=pads,
-                           dilations=node.attrs.get("dilations"), group=group, out_shape=node.outputs[0].shape)
+    made: Value = p.g.emit(
+        "Conv",
+        p.now(dy),
+        turned(p.g, p.now(w), exchange=group == 1),
+        strides=[1] * (len(pads) // 2),
+        pads=pads,
+        dilations=node.attrs.get("dilations"),
+        group=group,
+        out_shape=node.outputs[0].shape,
+    )
     return made
 
 
@@ -46,7 +59,8 @@ def turned_pads(node: Node, w: Value) -> list[int] | None:
     pads, extra = a.get("pads") or [0] * (2 * rank), a.get("output_padding") or [0] * rank
     reach = [d * (w.dim(2 + i) - 1) for i, d in enumerate(a.get("dilations") or [1] * rank)]
     found = [r - b for r, b in zip(reach, pads[:rank], strict=True)] + [
-        r - e + x for r, e, x in zip(reach, pads[rank:], extra, strict=True)]
+        r - e + x for r, e, x in zip(reach, pads[rank:], extra, strict=True)
+    ]
     return found if min(found) >= 0 else None
 
 

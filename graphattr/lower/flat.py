@@ -12,18 +12,31 @@ COPIES = 8  # input channels up to which the one result is copied side by side
 
 
 def one_channel(p: Pass, node: Node) -> Value | None:
-    """ConvTranspose(r / z, ones) with z = Conv(ones, ones) + eps: z holds the size of each window, the same in all channels and samples.
+    """ConvTranspose(r / z, ones) with z = Conv(ones, ones) + eps: z is the size of each window, in all channels.
 
-    So sum r over the channels first, divide, spread, and copy to the input's channels. Equal up to the order of summation.
+    So sum r over the channels first, divide, spread, and copy to the input's channels. Equal but for the order of sums.
     ResNet-50: 7.0 -> 1.4 ms at the stem, and nothing is left to do at run time for z with a symbolic batch.
     """
-    if node.op != "ConvTranspose" or len(node.inputs) > 2 or node.attrs.get("group", 1) != 1 or not _ones(p, node.inputs[1]):
+    if (
+        node.op != "ConvTranspose"
+        or len(node.inputs) > 2
+        or node.attrs.get("group", 1) != 1
+        or not _ones(p, node.inputs[1])
+    ):
         return None
     w, quotient = node.inputs[1], p.made(node.inputs[0], "Div")
     found = stabilised(p, quotient.inputs[1]) if quotient is not None else None
     forward = p.made(found[0], "Conv") if found is not None else None
-    if w is None or quotient is None or found is None or forward is None or len(forward.inputs) > 2 or not _ones(p, forward.inputs[0]) \
-            or forward.inputs[1] is not w or w.dim(1) > COPIES:
+    if (
+        w is None
+        or quotient is None
+        or found is None
+        or forward is None
+        or len(forward.inputs) > 2
+        or not _ones(p, forward.inputs[0])
+        or forward.inputs[1] is not w
+        or w.dim(1) > COPIES
+    ):
         return None
     g, one, r = p.g, p.first(forward), p.now(p.first(quotient))
     plane = g.ConstantOfShape(g.Concat([1, 1], g.emit("Shape", one, start=2), axis=0), value=np.ones(1, one.dtype))

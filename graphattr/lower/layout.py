@@ -1,4 +1,4 @@
-"""ONNX Runtime's blocked layout (NCHWc): one sum or product with an operand in plain layout throws all that follows out of it.
+"""ONNX Runtime's blocked layout (NCHWc): a sum or product with one plain operand throws all that follows out of it.
 
 An identity (a depthwise 1x1 convolution with weight 1, exact) on the plain operand keeps the rest blocked.
 """
@@ -17,7 +17,7 @@ BLOCK = 16
 
 
 def stay_blocked(g: Graph) -> Graph:
-    """Where a sum or product of ours has a blocked operand and feeds further blocked work: identities on its plain operands."""
+    """Identities on the plain operands of sums and products of ours that also have a blocked one and feed such work."""
     p = Pass(g)
     held: set[Value] = set()
 
@@ -37,7 +37,12 @@ def stay_blocked(g: Graph) -> Graph:
 
 def _mixed(p: Pass, node: Node, operands: list[Value], held: set[Value]) -> bool:
     y = node.outputs[0]
-    if not p.old.is_ours(y) or not is_image(y) or any(v.shape != y.shape for v in operands) or all(v in held for v in operands):
+    if (
+        not p.old.is_ours(y)
+        or not is_image(y)
+        or any(v.shape != y.shape for v in operands)
+        or all(v in held for v in operands)
+    ):
         return False
     return any(v in held for v in operands) and any(n.op in JOINS | FOLLOWS | {"Conv"} for n in p.users.get(y, ()))
 

@@ -6,11 +6,11 @@ from ..graph import Node, Value
 from .walk import Pass, is_image, number, per_channel
 
 STEEPEST = 2.0**127  # times a normal number: at least 2 in size
-STEEP = 2.0**100     # times the difference of two floats near c, 2^-60 <= |c| <= 2^20: at least 2^17
+STEEP = 2.0**100  # times the difference of two floats near c, 2^-60 <= |c| <= 2^20: at least 2^17
 
 
 def read_output(p: Pass, node: Node) -> Value | None:
-    """Relu(x) > 0 says x > 0, and Clip(x) > low says x > low: nobody then keeps x, and ONNX Runtime can fuse Conv with Relu again."""
+    """Relu(x) > 0 says x > 0, Clip(x) > low says x > low: nobody then keeps x, and Conv fuses with Relu again."""
     c = number(node.inputs[1]) if node.op in ("Greater", "Less") else None
     y = None if c is None else _rectified(p, p.first(node), c, node.op)
     return None if y is None else p.g.emit(node.op, p.now(y), node.inputs[1])
@@ -31,10 +31,10 @@ def _rectified(p: Pass, x: Value, c: float, comparison: str) -> Value | None:
 
 
 def blocked(p: Pass, node: Node) -> Value | None:
-    """dy * HardSigmoid(2^127 x), with the scaling written as a depthwise convolution: one blocked kernel and a blocked product.
+    """dy * HardSigmoid(2^127 x), the scaling as a depthwise convolution: one blocked kernel and a blocked product.
 
-    Equal: the sigmoid is 0 or 1 for every normal x. 0.25 ms instead of 0.5 for 64 x 112 x 112 floats, and above all dy stays blocked:
-    no copies between layouts (ResNet-50: 51 fewer).
+    Equal: the sigmoid is 0 or 1 for every normal x. 64 x 112 x 112 floats: 1.1 ms, else 1.7; and dy stays blocked
+    (ResNet-50: 11 copies between layouts, else 51).
     """
     if node.op != "Where" or not is_image(node.outputs[0]) or number(node.inputs[2]) != 0.0:
         return None
@@ -44,7 +44,12 @@ def blocked(p: Pass, node: Node) -> Value | None:
         return None
     x, dy = p.first(asked), node.inputs[1]
     assert dy is not None
-    if not is_image(x) or x.shape != node.outputs[0].shape or dy.shape != x.shape or not (c == 0.0 or 2.0**-60 <= abs(c) <= 2.0**20):
+    if (
+        not is_image(x)
+        or x.shape != node.outputs[0].shape
+        or dy.shape != x.shape
+        or not (c == 0.0 or 2.0**-60 <= abs(c) <= 2.0**20)
+    ):
         return None
     scale = (STEEPEST if c == 0.0 else STEEP) * (1.0 if asked.op == "Greater" else -1.0)
     steep = per_channel(p.g, p.now(x), scale, -scale * c if c else None)

@@ -30,11 +30,35 @@ class Sign(enum.Flag):
         return Sign.ANY if Sign.ANY in (self, other) else Sign.NONNEGATIVE if self == other else Sign.NONPOSITIVE
 
 
-NONNEGATIVE = {"Relu", "Sigmoid", "HardSigmoid", "Softplus", "Exp", "Softmax", "Abs", "Sqrt", "ReduceSumSquare", "ReduceL2"}
+NONNEGATIVE = {
+    "Relu",
+    "Sigmoid",
+    "HardSigmoid",
+    "Softplus",
+    "Exp",
+    "Softmax",
+    "Abs",
+    "Sqrt",
+    "ReduceSumSquare",
+    "ReduceL2",
+}
 POOLS = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
-MOVES = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat", "Expand", "Identity", "Gather", "Tile"}
+MOVES = {
+    "Reshape",
+    "Flatten",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Slice",
+    "Split",
+    "Concat",
+    "Expand",
+    "Identity",
+    "Gather",
+    "Tile",
+}
 SUMS = {"Add", "Sum", "Mean", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"}
-PRODUCTS = {"Mul", "Div", "Conv", "ConvTranspose", "MatMul"}  # sums of products; a third operand is added
+PRODUCTS = {"Mul", "Div", "Conv", "ConvTranspose", "MatMul", "Gemm"}  # sums of products; a third operand is added
 
 
 def signs(g: Graph) -> dict[Value, Sign]:
@@ -66,17 +90,25 @@ def _sign(node: Node, data: list[Sign]) -> Sign:
     if node.op in ("Max", "Min"):
         enough = Sign.NONNEGATIVE if node.op == "Max" else Sign.NONPOSITIVE
         return common | (enough if any(enough in s for s in data) else Sign.ANY)
-    if node.op in PRODUCTS and len(data) > 1:
+    if node.op in PRODUCTS and len(data) > 1 and node.attrs.get("alpha", 1) > 0 and node.attrs.get("beta", 1) > 0:
         product = data[0] * data[1]
         return product & data[2] if len(data) > 2 else product
     if node.op == "Clip":
-        return Sign.NONNEGATIVE if len(data) > 1 and node.inputs[1] is not None and Sign.NONNEGATIVE in data[1] else Sign.ANY
+        return (
+            Sign.NONNEGATIVE
+            if len(data) > 1 and node.inputs[1] is not None and Sign.NONNEGATIVE in data[1]
+            else Sign.ANY
+        )
     return -data[0] if node.op == "Neg" else Sign.ANY
 
 
 def _sign_of_constant(v: Value) -> Sign:
     sizes = [d for d in v.shape or () if isinstance(d, int)]
-    data = v.data if v.shape is not None and len(sizes) == len(v.shape) and np.prod(sizes, dtype=np.int64) <= SMALL else None
+    data = (
+        v.data
+        if v.shape is not None and len(sizes) == len(v.shape) and np.prod(sizes, dtype=np.int64) <= SMALL
+        else None
+    )
     return Sign.ANY if data is None else _sign_of(data)
 
 

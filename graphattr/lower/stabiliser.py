@@ -13,18 +13,29 @@ from .walk import Pass, Rewrite, is_image, number, per_channel
 def stabilised(p: Pass, v: Value | None) -> tuple[Value, float] | None:
     """(z, eps) when v is z + eps sgn(z)."""
     node = p.made(v, "Where")
-    parts = [p.made(u, op) for u, op in zip(node.inputs, ("GreaterOrEqual", "Add", "Sub"), strict=True)] if node is not None else [None]
+    parts = (
+        [p.made(u, op) for u, op in zip(node.inputs, ("GreaterOrEqual", "Add", "Sub"), strict=True)]
+        if node is not None
+        else [None]
+    )
     if None in parts:
         return None
     asked, up, down = (n.inputs for n in parts if n is not None)
     z, eps = asked[0], number(up[1])
-    if z is None or eps is None or number(asked[1]) != 0.0 or up[0] is not z or down[0] is not z or number(down[1]) != eps:
+    if (
+        z is None
+        or eps is None
+        or number(asked[1]) != 0.0
+        or up[0] is not z
+        or down[0] is not z
+        or number(down[1]) != eps
+    ):
         return None
     return z, eps
 
 
 def by_sign(g: Graph) -> Rewrite:
-    """Where no term of z is negative: z + eps, eps added to the bias of the convolution that makes z. No pass over z is left."""
+    """Where no term of z is negative: z + eps, by way of the bias of the convolution that makes z. No pass is left."""
     known = signs(g)
 
     def f(p: Pass, node: Node) -> Value | None:
@@ -35,6 +46,7 @@ def by_sign(g: Graph) -> Rewrite:
         readers = {id(n) for n in p.users[z]} - {id(p.made(v, "GreaterOrEqual", "Add", "Sub")) for v in node.inputs}
         shifted = None if readers or z in p.shown else _shifted(p, z, eps)
         return shifted if shifted is not None else p.g.emit("Add", p.now(z), eps, out_shape=z.shape)
+
     return f
 
 
@@ -62,12 +74,14 @@ def of_any_sign(p: Pass, node: Node) -> Value | None:
     if found is None or node.inputs[0] is None:
         return None
     z, eps = found
-    signed = p.g.emit("Where", p.now(node.inputs[0]), p.g.const(eps, z.dtype), p.g.const(-eps, z.dtype), out_shape=z.shape)
+    signed = p.g.emit(
+        "Where", p.now(node.inputs[0]), p.g.const(eps, z.dtype), p.g.const(-eps, z.dtype), out_shape=z.shape
+    )
     return p.g.emit("Add", p.now(z), signed, out_shape=z.shape)
 
 
 def blocked(p: Pass, node: Node) -> Value | None:
-    """z + (2 eps m - eps) with m = HardSigmoid(2^127 z + 1), which is 1 for z >= 0 and 0 for normal z < 0: two blocked convolutions."""
+    """z + (2 eps m - eps), m = HardSigmoid(2^127 z + 1): 1 for z >= 0, 0 for normal z < 0. Two blocked convolutions."""
     found = stabilised(p, node.outputs[0])
     if found is None or not is_image(found[0]):
         return None

@@ -15,7 +15,7 @@ Rewrite = Callable[["Pass", Node], Value | None]
 
 
 class Pass:
-    """The graph as it was (`made`, `users`, `same` look there) and the one being written (`g`; `now` leads from old to new)."""
+    """The graph as it was (`made`, `users`, `static` look there) and the one being written (`g`; `now` leads over)."""
 
     def __init__(self, old: Graph) -> None:
         self.old = old
@@ -87,8 +87,14 @@ def number(v: Value | None) -> float | None:
 
 
 def is_image(v: Value) -> bool:
-    """Float32 of shape (N, C, H, W) with C known and a multiple of 4: what ONNX Runtime's blocked layout (NCHWc) takes."""
-    return v.dtype == np.float32 and v.shape is not None and len(v.shape) == 4 and isinstance(v.shape[1], int) and v.shape[1] % 4 == 0
+    """Float32 of shape (N, C, H, W), C known and a multiple of 4: what ONNX Runtime's blocked layout (NCHWc) takes."""
+    return (
+        v.dtype == np.float32
+        and v.shape is not None
+        and len(v.shape) == 4
+        and isinstance(v.shape[1], int)
+        and v.shape[1] % 4 == 0
+    )
 
 
 def per_channel(g: Graph, x: Value, weight: float, bias: float | None = None) -> Value:

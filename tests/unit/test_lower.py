@@ -1,0 +1,264 @@
+"""A lowered file says the same as the portable one: same values, same forward nodes, one copy of the weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+import graphattr
+from graphattr.errors import MethodError
+from graphattr.graph import Graph
+from graphattr.lower import TARGETS, lower, signs
+from tests.unit.tiny import array, model, node
+
+METHODS = [
+    "gradient",
+    "guided_backprop",
+    "rectgrad",
+    "lrp.epsilon",
+    "lrp.gamma",
+    "lrp.epsilon_plus_flat",
+    "lrp.alpha2_beta1",
+    "lrp.zplus",
+]
+OFF, ALL = ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+
+
+def plain(batch="N", pads=(0, 0, 0, 0), kernel=2):
+    """Convolutions, rectifiers and one pooling layer."""
+    nodes = [
+        node("Conv", "x w1 b1", "c1", "stem", pads=[1, 1, 1, 1]),
+        node("Relu", "c1", "r1", "relu1"),
+        node("MaxPool", "r1", "p1", "pool", kernel_shape=[kernel] * 2, strides=[2, 2], pads=list(pads)),
+        node("Conv", "p1 w2", "c2", "middle", pads=[1, 1, 1, 1]),
+        node("Relu", "c2", "r2", "relu2"),
+        node("GlobalAveragePool", "r2", "g", "mean"),
+        node("Flatten", "g", "f", "flat"),
+        node("Gemm", "f w3 b3", "y", "head"),
+    ]
+    weights = {
+        "w1": array(16, 3, 3, 3),
+        "b1": array(16, seed=1),
+        "w2": array(32, 16, 3, 3, seed=2) / 8,
+        "w3": array(32, 3, seed=3),
+        "b3": array(3, seed=4),
+    }
+    return model(nodes, {"x": [batch, 3, 8, 8]}, {"y": [batch, 3]}, weights)
+
+
+def mobile(batch="N"):
+    """An inverted residual: expansion, depthwise, linear bottleneck, sum; Clip as rectifier, stride 2 at the stem."""
+    nodes = [
+        node("Conv", "x w1 b1", "c1", "stem", strides=[2, 2], pads=[1, 1, 1, 1]),
+        node("Conv", "c1 w2 b2", "c2", "expand"),
+        node("Clip", "c2 low high", "r2", "relu6a"),
+        node("Conv", "r2 w3 b3", "c3", "depthwise", group=48, pads=[1, 1, 1, 1]),
+        node("Clip", "c3 low high", "r3", "relu6b"),
+        node("Conv", "r3 w4 b4", "c4", "project"),
+        node("Add", "c1 c4", "s", "sum"),
+        node("GlobalAveragePool", "s", "g", "mean"),
+        node("Flatten", "g", "f", "flat"),
+        node("Gemm", "f w5", "y", "head"),
+    ]
+    weights = {
+        "w1": array(16, 3, 3, 3),
+        "b1": array(16, seed=1),
+        "w2": array(48, 16, 1, 1, seed=2),
+        "b2": array(48, seed=3),
+        "w3": array(48, 1, 3, 3, seed=4),
+        "b3": array(48, seed=5),
+        "w4": array(16, 48, 1, 1, seed=6) / 4,
+        "b4": array(16, seed=7),
+        "w5": array(16, 3, seed=8),
+        "low": np.float32(0),
+        "high": np.float32(6),
+    }
+    return model(nodes, {"x": [batch, 3, 8, 8]}, {"y": [batch, 3]}, weights)
+
+
+def scaled(batch="N"):
+    """A factor per channel between two convolutions, in front of a rectifier (DenseNet)."""
+    nodes = [
+        node("Conv", "x w1", "c1", "stem", pads=[1, 1, 1, 1]),
+        node("Relu", "c1", "r0", "relu0"),
+        node("Mul", "r0 s", "m", "scale"),
+        node("Add", "m t", "a", "shift"),
+        node("Relu", "a", "r1", "relu"),
+        node("Conv", "r1 w2 b2", "c2", "last", dilations=[2, 2]),
+        node("Relu", "c2", "r2", "relu2"),
+        node("ReduceMean", "r2", "f", "mean", axes=[2, 3], keepdims=0),
+        node("Gemm", "f w3", "y", "head"),
+    ]
+    weights = {
+        "w1": array(16, 3, 3, 3),
+        "s": array(16, 1, 1, seed=1),
+        "t": array(16, 1, 1, seed=2),
+        "w2": array(20, 16, 3, 3, seed=3) / 8,
+        "b2": array(20, seed=4),
+        "w3": array(20, 3, seed=5),
+    }
+    return model(nodes, {"x": [batch, 3, 8, 8]}, {"y": [batch, 3]}, weights)
+
+
+MODELS = {
+    "plain": plain,
+    "padded": lambda batch="N": plain(batch, (1, 1, 1, 1), 3),
+    "hanging": lambda batch="N": plain(batch, (0, 0, 1, 1), 3),
+    "mobile": mobile,
+    "scaled": scaled,
+}
+
+
+def converted(name, method, target, batch="N"):
+    return graphattr.convert(MODELS[name](batch), method, target=1, lowering=target)
+
+
+def run(explanation, x, level=OFF):
+    options = ort.SessionOptions()
+    options.graph_optimization_level, options.log_severity_level = level, 3
+    session = ort.InferenceSession(explanation.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(["y", "x_attribution"], {"x": x})
+
+
+def inputs(rows):
+    """Noise, and in every second sample coarse steps: windows with several equal maxima, and windows of zeros."""
+    x = array(rows, 3, 8, 8, seed=9)
+    x[::2] = np.round(x[::2])
+    x[0, :, :4] = 0.5
+    return x
+
+
+def distance(a, b):
+    return np.linalg.norm(a.astype(float) - b) / max(np.linalg.norm(b.astype(float)), 1e-30)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_same_values(name, method, target):
+    x = inputs(3)
+    y, expected = run(converted(name, method, "portable"), x)
+    lowered = converted(name, method, target)
+    same_y, found = run(lowered, x)
+    assert np.array_equal(same_y, y)
+    assert distance(found, expected) < 2e-6
+    assert distance(run(lowered, x, ALL)[1], expected) < 2e-5
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_static_batch(name):
+    x = inputs(1)
+    expected = run(converted(name, "lrp.epsilon_plus_flat", "portable", 1), x)[1]
+    assert distance(run(converted(name, "lrp.epsilon_plus_flat", "cpu", 1), x, ALL)[1], expected) < 5e-6
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_batch_is_sample_by_sample(name):
+    x = inputs(4)
+    lowered = converted(name, "gradient", "cpu")
+    whole = run(lowered, x)[1]
+    assert distance(np.concatenate([run(lowered, row[None])[1] for row in x]), whole) < 1e-6
+
+
+def operators(explanation):
+    return [n.op_type for n in explanation.model.graph.node]
+
+
+def test_what_is_rewritten():
+    portable, cpu = (operators(converted("plain", "gradient", t)) for t in ("portable", "cpu"))
+    assert "Where" in portable
+    assert "Where" not in cpu
+    assert cpu.count("ConvTranspose") == 1  # to the three input channels
+    pool = next(n for n in converted("plain", "gradient", "cpu").model.graph.node if n.op_type == "MaxPool")
+    assert len(pool.output) == 1
+
+
+def test_nonnegative_denominators_need_no_test_of_sign():
+    found = operators(converted("plain", "lrp.zplus", "cuda"))
+    assert "Where" not in found
+
+
+@pytest.mark.parametrize("method", ["gradient", "lrp.epsilon_plus_flat"])
+@pytest.mark.parametrize("name", MODELS)
+def test_forward_nodes_stay(name, method):
+    source = MODELS[name]().graph.node
+    kept = {n.name: n for n in converted(name, method, "cpu").model.graph.node}
+    for n in source:
+        assert kept[n.name].input[:1] == n.input[:1]
+        assert kept[n.name].output[:1] == n.output[:1]
+        assert kept[n.name].attribute == n.attribute or n.op_type in ("Gemm", "Conv")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_copy_of_the_weights(name):
+    portable, cpu = (
+        sum(
+            onnx.numpy_helper.to_array(t).size
+            for t in converted(name, "lrp.epsilon_plus_flat", t_).model.graph.initializer
+            if len(t.dims) == 4 and t.dims[1] > 1 and t.dims[2:] != [1, 1] and t.name[0] == "w"
+        )
+        for t_ in ("portable", "cpu")
+    )
+    assert portable == cpu
+
+
+def test_onnx_runtime_folds_what_is_done_to_weights(tmp_path):
+    options = ort.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "o.onnx"), 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    explanation = converted("plain", "lrp.epsilon_plus_flat", "cpu")
+    ort.InferenceSession(explanation.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    held = onnx.load(tmp_path / "o.onnx").graph
+    constants = {t.name for t in held.initializer}
+    assert [n.name for n in held.node if n.input and all(i in constants for i in n.input if i)] == []
+    assert all(n.input[1] in constants for n in held.node if n.op_type == "Conv")
+
+
+def test_portable_is_the_graph_itself_and_nonsense_is_refused():
+    g = Graph(17)
+    assert lower(g, "portable") is g
+    with pytest.raises(MethodError, match="portable, cuda, cpu"):
+        lower(g, "gpu")
+    assert set(TARGETS) == {"portable", "cuda", "cpu"}
+
+
+def test_the_manifest_names_the_lowering():
+    assert converted("plain", "gradient", "cuda").manifest["lowering"] == "cuda"
+
+
+def test_double_precision_is_left_alone():
+    proto = plain()
+    for t in proto.graph.initializer:
+        t.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(t).astype(np.float64), t.name))
+    for v in [*proto.graph.input, *proto.graph.output]:
+        v.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    found = operators(graphattr.convert(proto, "gradient", target=1))
+    assert "HardSigmoid" not in found
+
+
+def test_signs():
+    g = Graph(17)
+    x = g.input("x", np.float32, (2, 4))
+    up, down = g.Relu(x), g.Min(x, 0.0)
+    values = {
+        "x": x,
+        "up": up,
+        "down": down,
+        "both": up * down,
+        "square": down * down,
+        "sum": up + down * down,
+        "minus": -up,
+        "matmul": g.MatMul(up, g.Relu(g.const(array(4, 3), name="w"))),
+    }
+    found = signs.signs(g)
+    assert {k: found.get(v, signs.Sign.ANY).name for k, v in values.items() if v in found} == {
+        "up": "NONNEGATIVE",
+        "down": "NONPOSITIVE",
+        "both": "NONPOSITIVE",
+        "square": "NONNEGATIVE",
+        "sum": "NONNEGATIVE",
+        "minus": "NONPOSITIVE",
+        "matmul": "NONNEGATIVE",
+    }
