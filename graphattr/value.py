@@ -83,6 +83,8 @@ class Value:
     def __bool__(self) -> bool:
         raise TypeError("a graph value has no truth value; use g.Where(condition, a, b)")
 
+    __array_ufunc__ = None  # array + value is a node, not an array of nodes
+
     def __add__(self, other: Operand) -> Value:
         return self.graph.emit("Add", self, other)
 
