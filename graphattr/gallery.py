@@ -19,6 +19,7 @@ from .runtime import Attribution, Explainer
 
 MOST_PICTURES = 8  # of one file with many samples
 OURS = ("target", "seed")
+ARRAYS = (".npy", ".npz", ".csv")
 Say = Callable[[str], None]
 
 
@@ -40,16 +41,19 @@ def explain_files(
     if info is None:
         raise RunError("the model has no input of its own")
     dtype, shape = read_type(info.type)
-    pre = _preprocess(preprocess, shape or (), say)
+    pictures = any(Path(f).suffix.lower() not in ARRAYS for f in files)
+    pre = _preprocess(preprocess, shape or (), say if pictures else lambda _: None)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise WriteError(f"cannot make the folder {out}: {e.strerror}") from e
     own = [n for n in explainer.inputs if n not in OURS]
+    stems = [Path(f).stem for f in files]
     for file in _progress(files):
+        label = Path(file).stem if stems.count(Path(file).stem) == 1 else Path(file).name  # two files must not share results
         item = read_input(file, pre, shape or (), dtype or np.float32)
         a = explainer(item.feeds(own), _runtime_target(explainer, target))
-        yield _report(file, item, a, explainer, pre, out, top, names)
+        yield _report(file, out / label, item, a, explainer, pre, top, names)
 
 
 def _preprocess(name: str | None, shape: Sequence[Any], say: Say) -> Preprocess:
@@ -96,32 +100,27 @@ def _progress(files: Sequence[str]) -> Iterator[str]:
 # -- one file -----------------------------------------------------------------------------------------------------
 def _report(
     file: str,
+    start: Path,
     item: InputItem,
     a: Attribution,
     explainer: Explainer,
     pre: Preprocess,
-    out: Path,
     top: int,
     names: Sequence[str],
 ) -> dict[str, Any]:
-    stem = Path(file).stem
+    """Write the results of one file under names that begin with `start`, and say what it is."""
     logits = np.asarray(a.outputs[explainer.manifest["output"]])
     flat = logits.reshape(len(logits), -1) if logits.ndim > 1 else logits.reshape(-1, 1)
-    written = [_save_arrays(out / f"{stem}.npz", a, explainer.manifest)]
+    written = [_save_arrays(start.with_name(f"{start.name}.npz"), a, explainer.manifest)]
     for score_name, scores in a.scores.items():
-        method = score_name.split("/")[1] if "/" in score_name else str(explainer.manifest["method"])
+        tensor, _, method = score_name.partition("/")
+        shown = [tensor] * (len({n.partition("/")[0] for n in a.scores}) > 1) + [method] * bool(method)
         for i in range(min(len(scores), MOST_PICTURES)):
-            number = f".{i}" if len(scores) > 1 else ""
             index = None if a.target is None else int(a.target[i])
-            written += _save_picture(
-                out / f"{stem}{number}.{score_name.replace('/', '.')}.png" if len(a.scores) > 1 else out / f"{stem}{number}.png",
-                item,
-                i,
-                scores[i],
-                pre,
-                _caption(flat[i], index, names),
-                method,
-            )
+            name = ".".join([start.name, *([str(i)] if len(scores) > 1 else []), *shown, "png"])
+            caption = _caption(flat[i], index, names)
+            legend = method or str(explainer.manifest["method"])
+            written += _save_picture(start.with_name(name), item, i, scores[i], pre, caption, legend)
     order = np.argsort(-flat[0], kind="stable")[:top]
     return {
         "input": file,
