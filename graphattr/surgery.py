@@ -128,7 +128,8 @@ def load(source: Source) -> Table:
     model = _without_sparse(source.model, source.folder)
     if len(model.functions):
         model = inline_local_functions(model, convert_version=False)
-    model = standardise(upgrade(model))
+    own = source.path is not None  # read here: nobody else holds it, and the weights need no second copy
+    model = standardise(upgrade(model, in_place=own))
     with warnings.catch_warnings(), gs.logger.G_LOGGER.suppress():  # it prints to stdout
         warnings.simplefilter("ignore")
         try:

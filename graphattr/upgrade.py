@@ -22,8 +22,8 @@ MIN_OPSET = 7
 DEFAULT = ("", "ai.onnx")
 
 
-def upgrade(model: ModelProto, to: int = 17) -> ModelProto:
-    """The same model at opset `to` or above; the very object given when there is nothing to change.
+def upgrade(model: ModelProto, to: int = 17, in_place: bool = False) -> ModelProto:
+    """The same model at opset `to` or above; the very object given when there is nothing to change, or `in_place`.
 
     A missing import of the default domain is what ONNX Runtime takes it for: the newest. Raises ModelError below
     opset 7, above MAX_OPSET, and for operators whose old form has no new one.
@@ -38,8 +38,10 @@ def upgrade(model: ModelProto, to: int = 17) -> ModelProto:
     old_functions = any(o.domain in DEFAULT and o.version < to for f in model.functions for o in f.opset_import)
     if version >= to and not old_functions and _imports_are_clean(model):
         return model
-    out = ModelProto()
-    out.CopyFrom(model)
+    out = model
+    if not in_place:
+        out = ModelProto()
+        out.CopyFrom(model)
     _set_imports(out.opset_import, max(version, to))
     if version < to:
         _drop_listed_weights(out)
