@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from .errors import BuildError, GraphattrError
 from .fn import Site
 from .graph import Graph, Value
+from .infer import Shape, shape_text
 from .layers import Layer, LayerGraph
 from .method import Plan
 from .vjp import fit, total
@@ -59,14 +61,33 @@ def backward(
 def _apply(g: Graph, site: Site, rule: str, plan: Plan, rs: Sequence[Value | None]) -> list[Value | None]:
     """The rule's result as one share per data input, each of its input's shape; None where nothing is sent."""
     bound = plan[site.layer.name]
+    where = f"rule {rule!r} at layer {site.layer.name!r} ({site.layer.op}; {bound.line})"
     try:
         out = bound.rule.apply(g, site, rs[0] if len(rs) == 1 else tuple(rs), **bound.params)
+        shares = list(out) if isinstance(out, (tuple, list)) else [out]
+        several = isinstance(out, (tuple, list))
+        if len(shares) != len(site.xs) or not all(isinstance(r, Value) or (r is None and several) for r in shares):
+            raise BuildError(_wrong(shares, site))
+        for r, x in zip(shares, site.xs, strict=True):
+            if r is not None and not _fits(r.shape, x.shape):
+                raise BuildError(f"it returned shape {shape_text(r.shape)} for {x.name!r} of shape {shape_text(x.shape)}")
+        return [None if r is None else fit(g, r, x) for r, x in zip(shares, site.xs, strict=True)]
     except GraphattrError as e:
-        raise type(e)(f"rule {rule!r} at layer {site.layer.name!r} ({site.layer.op}; {bound.line}): {e}") from e
-    shares = [out] if isinstance(out, Value) else list(out)
+        raise type(e)(f"{where}: {e}") from e
+    except Exception as e:  # a rule is anybody's code
+        raise BuildError(f"{where} raised {type(e).__name__}: {e}") from e
+
+
+def _fits(have: Shape | None, want: Shape | None) -> bool:
+    """Whether relevance of one shape can be summed to the other, as far as both are known."""
+    if have is None or want is None:
+        return True
+    pairs = zip(have[::-1], want[::-1], strict=False)
+    return len(have) >= len(want) and all(w in (1, h) for h, w in pairs if isinstance(h, int) and isinstance(w, int))
+
+
+def _wrong(shares: Sequence[Any], site: Site) -> str:
+    names = ", ".join(x.name for x in site.xs)
     if len(shares) != len(site.xs):
-        raise BuildError(
-            f"rule {rule!r} at layer {site.layer.name!r} returned {len(shares)} relevances for {len(site.xs)} data inputs "
-            f"({', '.join(x.name for x in site.xs)}); return one per entry of layer.xs"
-        )
-    return [None if r is None else fit(g, r, x) for r, x in zip(shares, site.xs, strict=True)]
+        return f"it returned {len(shares)} relevances for {len(site.xs)} data inputs ({names}); return one per entry of layer.xs"
+    return f"it returned {', '.join(type(r).__name__ for r in shares)}; return a Value, or a tuple of one per data input ({names})"

@@ -143,16 +143,21 @@ def read_method(path: Path, name: str) -> Method:
         head["summary"],
         head["source"],
     )
-    _step("seeds", method.seed)
-    _step("finishes", method.finish)
-    known = method.parameters()
-    for key in defaults:
+    if not lines:
+        raise MethodError(f'{path}: the table has no line; write [[assign]] with a rule, or a base such as base = "lrp.epsilon"')
+    steps = [_step("seeds", method.seed, f"{path}: "), _step("finishes", method.finish, f"{path}: ")]
+    schemas = [*(_rule(a.rule, a.line).params for a in lines), *(step.params for step in steps)]
+    known = {key for schema in schemas for key in schema}
+    for key, value in defaults.items():
         if key not in known:
             raise MethodError(f"{path} [with]: no rule of this table has a parameter {key!r}{did_you_mean(key, known)}")
+        for schema in schemas:
+            if key in schema:
+                schema[key].check(value, f"{path} [with]")
     return method
 
 
-def _read(path: Path) -> tuple[list[Assign], dict[str, Any], dict[str, str]]:
+def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[list[Assign], dict[str, Any], dict[str, str]]:
     """(lines, [with] defaults, head) of a table and of the tables it is based on."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -164,10 +169,16 @@ def _read(path: Path) -> tuple[list[Assign], dict[str, Any], dict[str, str]]:
     lines = [_assign(entry, f"{path.name} [[assign]] {i + 1}") for i, entry in enumerate(_tables(table.get("assign", []), path))]
     if table.get("expects", "seed") not in EXPECTS:
         raise MethodError(f"{path}: expects must be one of {', '.join(EXPECTS)}, not {table['expects']!r}")
-    defaults, head = dict(table.get("with", {})), {k: str(table[k]) for k in HEAD if k in table}
+    for key in HEAD:
+        if not isinstance(table.get(key, ""), str):
+            raise MethodError(f"{path}: {key} must be a string, not {table[key]!r}")
+    defaults, head = _table(table.get("with", {}), f"{path}: with"), {k: table[k] for k in HEAD if k in table}
     below: tuple[list[Assign], dict[str, Any], dict[str, str]] = ([], {}, dict(HEAD))
     if "base" in table:
-        below = _read(_base(str(table["base"]), path))
+        base = _base(str(table["base"]), path)
+        if base.resolve() in above:
+            raise MethodError(f"{path}: base {table['base']!r} is based on this table itself")
+        below = _read(base, (*above, path.resolve()))
     return lines + below[0], {**below[1], **defaults}, {**below[2], **head}
 
 
@@ -175,6 +186,12 @@ def _tables(entries: Any, path: Path) -> list[Any]:
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise MethodError(f"{path}: 'assign' must be written as [[assign]] tables")
     return entries
+
+
+def _table(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise MethodError(f"{where} must be a table such as {{ key = value }}, not {value!r}")
+    return dict(value)
 
 
 def _base(name: str, path: Path) -> Path:
@@ -189,10 +206,12 @@ def _assign(entry: Mapping[str, Any], line: str) -> Assign:
     for key in entry:
         if key not in ("where", "rule", "with"):
             raise MethodError(f"{line}: unknown key {key!r}{did_you_mean(key, ('where', 'rule', 'with'))}")
-    where, params = entry.get("where", {}), entry.get("with", {})
-    for key in where:
+    where, params = _table(entry.get("where", {}), f"{line}: where"), _table(entry.get("with", {}), f"{line}: with")
+    for key, value in where.items():
         if key not in WHERE:
             raise MethodError(f"{line}: unknown condition {key!r}{did_you_mean(key, WHERE)}")
+        if not all(isinstance(v, str) for v in _listed(value)):
+            raise MethodError(f"{line}: the condition {key} must be a name or a list of names, not {value!r}")
     for kind in _listed(where.get("kind", [])):
         if kind not in KINDS:
             raise MethodError(f"{line}: unknown kind {kind!r}{did_you_mean(kind, KINDS)}")
@@ -219,11 +238,11 @@ def _rule(name: str, line: str) -> Rule:
     return REGISTRY.rules[name]
 
 
-def _step(table: str, name: str) -> Step:
+def _step(table: str, name: str, where: str = "") -> Step:
     steps: Mapping[str, Step] = getattr(REGISTRY, table)
     if name not in steps:
         raise MethodError(
-            f"unknown {table[:-1] if table == 'seeds' else 'finish'} {name!r}{did_you_mean(str(name), steps)} "
+            f"{where}unknown {table[:-1] if table == 'seeds' else 'finish'} {name!r}{did_you_mean(str(name), steps)} "
             f"(known: {', '.join(sorted(steps))})"
         )
     return steps[name]
