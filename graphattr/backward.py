@@ -90,4 +90,5 @@ def _wrong(shares: Sequence[Any], site: Site) -> str:
     names = ", ".join(x.name for x in site.xs)
     if len(shares) != len(site.xs):
         return f"it returned {len(shares)} relevances for {len(site.xs)} data inputs ({names}); return one per entry of layer.xs"
-    return f"it returned {', '.join(type(r).__name__ for r in shares)}; return a Value, or a tuple of one per data input ({names})"
+    types = ", ".join(type(r).__name__ for r in shares)
+    return f"it returned {types}; return a Value, or a tuple of one per data input ({names})"

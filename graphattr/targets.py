@@ -139,7 +139,7 @@ def check_target(target: Any, y: Value) -> Target:
                 f"{shape_text(y.shape)}, so a target is " + ("0" if count == 1 else f"0 to {count - 1}" if count else "0 or more")
             )
         return int(target)
-    if isinstance(target, (tuple, list)) and all(isinstance(t, (int, np.integer)) for t in target):
+    if isinstance(target, (tuple, list)) and all(isinstance(t, (int, np.integer)) and not isinstance(t, bool) for t in target):
         if len(target) != len(sizes):
             raise TargetError(
                 f"target {tuple(target)} has {len(target)} indices, but the explained output {y.name!r} has "
