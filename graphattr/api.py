@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -12,6 +12,7 @@ from .canonical import canonicalise
 from .errors import MethodError
 from .export import Explanation
 from .infer import schema_of
+from .lower import lowering_for
 from .method import load_method, method_names
 from .rule import REGISTRY, describe, load_rules
 from .runtime import Attribution, Explainer
@@ -79,11 +80,26 @@ def explain(
     """
     import numpy as np
 
+    if isinstance(model, Explanation):
+        return Explainer(model, providers)(inputs, _target_of_the_run(model.manifest, method, target, options))
     per_sample = isinstance(target, (np.ndarray, list)) and np.ndim(target) == 1
-    explanation = (
-        model if isinstance(model, Explanation) else convert(model, method, "input" if per_sample else target, **options)
-    )
-    return Explainer(explanation, providers)(inputs, np.asarray(target, np.int64) if per_sample else None)
+    options.setdefault("lowering", lowering_for(providers))
+    explanation = convert(model, method, "input" if per_sample else target, **options)
+    return Explainer(explanation, providers)(inputs, target if per_sample else None)
+
+
+def _target_of_the_run(manifest: Mapping[str, Any], method: Any, target: Any, options: Mapping[str, Any]) -> Any:
+    """The target for a finished explanation; MethodError where anything is asked of it that it was not made for."""
+    import numpy as np
+
+    asked = sorted(options) + ["method"] * (method not in (Order.method, manifest["method"]))
+    fixed = manifest["target"] != "input"
+    if fixed and not any(np.array_equal(target, known) for known in ("argmax", manifest["target"])):
+        asked.append("target")
+    if asked:
+        raise MethodError(f"the model is already an explanation ({manifest['method']}, target {manifest['target']!r}): "
+                          f"{', '.join(asked)} cannot be chosen any more; give the source model")
+    return None if fixed or isinstance(target, str) else target
 
 
 def _load_rules(files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> None:

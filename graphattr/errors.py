@@ -55,5 +55,6 @@ class WriteError(GraphattrError):
 
 def did_you_mean(word: str, known: Iterable[str], most: int = 3) -> str:
     """'; did you mean a, b?' when something close is known, else ''."""
-    close = difflib.get_close_matches(str(word), [str(k) for k in known], n=most, cutoff=0.55)
+    by_lower = {str(k).lower(): str(k) for k in known}
+    close = [by_lower[k] for k in difflib.get_close_matches(str(word).lower(), by_lower, n=most, cutoff=0.55)]
     return f"; did you mean {', '.join(map(repr, close))}?" if close else ""

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from .errors import TargetError, WriteError
+from .errors import ModelError, TargetError, WriteError
 from .graph import Graph, Value
 from .onnxio import Tensor, named_axes, stored_tensors, write_graph
 from .source import Source
@@ -104,7 +104,10 @@ def read_manifest(model: onnx.ModelProto) -> dict[str, Any] | None:
     text = next((p.value for p in model.metadata_props if p.key == PREFIX + "manifest"), None)
     if text is None:
         return None
-    manifest = json.loads(text)
+    try:
+        manifest = json.loads(text)
+    except ValueError as e:
+        raise ModelError(f"the manifest in the metadata of this explanation is damaged ({e}); make the explanation again") from e
     return manifest if isinstance(manifest, dict) else None
 
 
