@@ -14,7 +14,7 @@ from typing import Any
 from . import __version__, api
 from .errors import GraphattrError, MethodError, RunError, TargetError, WriteError
 from .export import Explanation, _plain
-from .lower import TARGETS
+from .lower import TARGETS, lowering_for
 from .rule import load_rules
 from .street import Order, street
 from .tables import ledger_table, listing, verdict_table
@@ -126,7 +126,7 @@ def _add_conversion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ledger", action="store_true", help="add the conservation ledger: relevance in, out, absorbed, per layer"
     )
-    parser.add_argument("--lower", choices=tuple(TARGETS), default="cpu", help="the machine the file is tuned for (default: cpu)")
+    parser.add_argument("--lower", choices=tuple(TARGETS), help="the machine the file is tuned for (default: the provider's)")
     parser.add_argument(
         "--no-strict", action="store_true", help="let the plain gradient pass where no rule fits; the manifest lists it"
     )
@@ -270,7 +270,7 @@ def _order(args: argparse.Namespace) -> dict[str, Any]:
         "delta": args.delta,
         "ledger": args.ledger,
         "strip": not args.no_strip,
-        "lowering": args.lower,
+        "lowering": args.lower or lowering_for(vars(args).get("provider")),
         "params": _params(args.set),
     }
 

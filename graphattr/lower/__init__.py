@@ -46,3 +46,9 @@ def lower(g: Graph, target: str = "cpu") -> Graph:
     for step in TARGETS[target]:
         g = prune(step(g))
     return g
+
+
+def lowering_for(providers: object) -> str:
+    """The target that suits ONNX Runtime's providers, as `Explainer` takes them."""
+    named = str(providers).lower()
+    return "cuda" if "cuda" in named or "tensorrt" in named else "cpu"

@@ -10,7 +10,7 @@ import pytest
 import graphattr
 from graphattr.errors import MethodError
 from graphattr.graph import Graph
-from graphattr.lower import TARGETS, lower, signs
+from graphattr.lower import TARGETS, lower, lowering_for, signs
 from tests.unit.tiny import array, model, node
 
 METHODS = [
@@ -280,3 +280,8 @@ def test_signs():
         "minus": "NONPOSITIVE",
         "matmul": "NONNEGATIVE",
     }
+
+
+@pytest.mark.parametrize(("providers", "target"), [(None, "cpu"), ("tensorrt", "cuda"), (["CUDAExecutionProvider"], "cuda")])
+def test_the_provider_decides(providers, target):
+    assert lowering_for(providers) == target
