@@ -11,6 +11,7 @@ import graphattr
 from graphattr.errors import MethodError
 from graphattr.graph import Graph
 from graphattr.lower import TARGETS, lower, lowering_for, signs
+from graphattr.onnxio import write_model
 from tests.unit.tiny import array, model, node
 
 METHODS = [
@@ -282,6 +283,55 @@ def test_signs():
     }
 
 
-@pytest.mark.parametrize(("providers", "target"), [(None, "cpu"), ("tensorrt", "cuda"), (["CUDAExecutionProvider"], "cuda")])
+@pytest.mark.parametrize(
+    ("providers", "target"), [(None, "cpu"), ("tensorrt", "cuda"), (["CUDAExecutionProvider"], "cuda")]
+)
 def test_the_provider_decides(providers, target):
     assert lowering_for(providers) == target
+
+
+EXTREMES = np.array(
+    [
+        0.0,
+        -0.0,
+        1.2e-38,
+        -1.2e-38,
+        1e-30,
+        -1e-30,
+        1.0,
+        -1.0,
+        6.0,
+        5.9999995,
+        6.0000005,
+        1e30,
+        -1e30,
+        3.4e38,
+        -3.4e38,
+        8.0,
+    ]
+)
+
+
+@pytest.mark.parametrize("level", [OFF, ALL])
+@pytest.mark.parametrize("op", ["Relu", "Clip", "stabiliser"])
+def test_masks_are_exact_at_the_edges(op, level):
+    g = Graph(17)
+    x = g.input("x", np.float32, (1, 16, 2, 8))
+    if op == "stabiliser":
+        y = g.Where(x >= 0.0, x + 0.25, x - 0.25)
+    elif op == "Relu":
+        y = g.Where(x > 0.0, x, 0.0)
+    else:
+        y = g.Where(x < 6.0, g.Where(x > 0.0, x, 0.0), 0.0)
+    g.outputs.append(("y", y))
+    feeds = {"x": np.broadcast_to(EXTREMES.astype(np.float32).reshape(2, 8), (1, 16, 2, 8)).copy()}
+    options = ort.SessionOptions()
+    options.graph_optimization_level, options.log_severity_level = level, 3
+    found, expected = (
+        ort.InferenceSession(write_model(h).SerializeToString(), options, providers=["CPUExecutionProvider"]).run(
+            None, feeds
+        )[0]
+        for h in (lower(g, "cpu"), g)
+    )
+    assert "Where" not in [n.op for n in lower(g, "cpu").nodes]
+    assert np.array_equal(found, expected)
