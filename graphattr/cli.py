@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_conversion(explain)
     explain.add_argument("--preprocess", default=None, metavar="P", help="imagenet, tf, lite, none, or a .toml (default: none)")
     explain.add_argument("--provider", default="cpu", metavar="P", help="cpu, cuda or tensorrt")
-    explain.add_argument("--top", type=int, default=5, metavar="K", help="print the K highest classes (default 5)")
+    explain.add_argument("--top", type=_count, default=5, metavar="K", help="print the K highest classes (default 5)")
     explain.add_argument("--labels", metavar="FILE", help="class names, one per line")
     look = _command(commands, "inspect", run_inspect, "what is in the file, which rule each layer would get, what would fail")
     look.add_argument("model", metavar="MODEL")
@@ -197,9 +197,11 @@ def _explanation(args: argparse.Namespace) -> Explanation:
                 f"{args.model} is already an explanation of target {manifest['target']!r}; give the source model to "
                 "explain another, or convert it with --target input"
             )
-        if args.method or args.set:
+        options = ("method", "set", "output", "wrt", "delta", "ledger", "no_strip", "no_strict", "rules", "lower")
+        given = [f"--{o.replace('_', '-')}" for o in options if getattr(args, o)]
+        if given:
             raise MethodError(
-                f"{args.model} is already an explanation ({manifest['method']}); give the source model to use another method"
+                f"{args.model} is already an explanation ({manifest['method']}); {', '.join(given)} needs the source model"
             )
         return Explanation(source.model, manifest, source.folder)
     return _convert(args)
@@ -277,6 +279,12 @@ def _order(args: argparse.Namespace) -> dict[str, Any]:
 
 def _methods(args: argparse.Namespace) -> list[str] | None:
     return None if args.method is None else [m for entry in args.method for m in entry.split(",") if m]
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of classes")
+    return int(text)
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -45,6 +45,8 @@ class Explanation:
         """Write the model, whole or not at all, else WriteError; weights beyond the protobuf limit go to `<path>.data`."""
         path = Path(path)
         try:
+            if path.is_dir():
+                raise WriteError(f"cannot write {path}: it is a directory; give the name of a file in it")
             if not path.parent.is_dir():
                 raise WriteError(f"cannot write {path}: the folder {path.parent} does not exist")
             if any(map(_is_external, self.model.graph.initializer)) or self.model.ByteSize() > EMBED_LIMIT:

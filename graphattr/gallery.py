@@ -18,7 +18,6 @@ from .preprocess import InputItem, Preprocess, guess_layout, load_preprocess, re
 from .runtime import Attribution, Explainer
 
 MOST_PICTURES = 8  # of one file with many samples
-OURS = ("target", "seed")
 ARRAYS = (".npy", ".npz", ".csv")
 Say = Callable[[str], None]
 
@@ -37,7 +36,8 @@ def explain_files(
     """Explain each file; yields one report (input, target, top classes, written files) after the other."""
     explainer = Explainer(explanation, provider)
     names = _labels(labels)
-    info = next((i for i in explanation.model.graph.input if i.name not in OURS), None)
+    own = explainer.own
+    info = next((i for i in explanation.model.graph.input if i.name in own), None)
     if info is None:
         raise RunError("the model has no input of its own")
     dtype, shape = read_type(info.type)
@@ -47,13 +47,20 @@ def explain_files(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise WriteError(f"cannot make the folder {out}: {e.strerror}") from e
-    own = [n for n in explainer.inputs if n not in OURS]
-    stems = [Path(f).stem for f in files]
-    for file in _progress(files):
-        label = Path(file).stem if stems.count(Path(file).stem) == 1 else Path(file).name  # two files must not share results
+    for file, label in zip(_progress(files), _result_names(files), strict=True):
         item = read_input(file, pre, shape or (), dtype or np.float32)
         a = explainer(item.feeds(own), _runtime_target(explainer, target))
         yield _report(file, out / label, item, a, explainer, pre, top, names)
+
+
+def _result_names(files: Sequence[str]) -> list[str]:
+    """A name for the results of each file: its stem, its name where stems agree, numbered where names do: none is shared."""
+    stems = [Path(f).stem for f in files]
+    names: list[str] = []
+    for file in map(Path, files):
+        base = file.stem if stems.count(file.stem) == 1 else file.name
+        names.append(next(n for n in (base, *(f"{base}_{i}" for i in range(2, len(files) + 2))) if n not in names))
+    return names
 
 
 def _preprocess(name: str | None, shape: Sequence[Any], say: Say) -> Preprocess:

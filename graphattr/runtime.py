@@ -64,6 +64,7 @@ class Explainer:
             *(f"{n}_baseline" for n in manifest["wrt"]),
         ]
         self._ours = {name for name in added if name in self._types}
+        self.own = [name for name in self._types if name not in self._ours]
         self.inputs, self.outputs = list(self._types), [o.name for o in model.graph.output]
 
     def __call__(self, feeds: Mapping[str, Any] | Any, target: Any = None) -> Attribution:
@@ -77,7 +78,7 @@ class Explainer:
         return self._attribution(found, arrays)
 
     def _feeds(self, feeds: Mapping[str, Any] | Any, target: Any) -> dict[str, Array]:
-        own = [n for n in self._types if n not in self._ours]
+        own = self.own
         if not isinstance(feeds, Mapping):
             if len(own) != 1:
                 raise RunError(f"the model has {len(own)} inputs ({', '.join(own)}); give a dict of arrays by name")

@@ -52,7 +52,7 @@ def test_batches_of_any_size_equal_single_samples(explainer):
     (None, ["'x'", "object"]),
     ("name.npy", ["'x'"]), ([[1, 2], [3]], ["'x'", "no array"]), ({"X": X}, ["no input 'X'", "did you mean 'x'"]),
     ({}, ["no value for input 'x'"]), ({"x": X, "target": 1}, ["no input 'target'"]), ({"x": X, "z": X}, ["no input 'z'"]),
-    (np.where(X == X[1, 1], np.nan, X), ["'x'", "1 NaN", "(1, 1)"]), (np.where(X == X[0, 0], -np.inf, X), ["(0, 0)"]),
+    (np.where(X[1, 1] == X, np.nan, X), ["'x'", "1 NaN", "(1, 1)"]), (np.where(X[0, 0] == X, -np.inf, X), ["(0, 0)"]),
     (np.full((1, 4), 1e39), ["'x'", "infinite"])])
 def test_feeds_that_do_not_fit(explainer, feeds, words, recwarn, capfd):
     with pytest.raises(graphattr.RunError) as e:
@@ -269,7 +269,8 @@ def test_explain_in_one_call(tmp_path):
 
 
 def test_explain_does_not_ignore_what_a_finished_explanation_cannot_do():
-    for options in ({"method": "gradient"}, {"target": 1}, {"delta": True}, {"wrt": ["a"]}, {"eps": 0.5}, {"target": np.array([1, 2, 0])}):
+    for options in ({"method": "gradient"}, {"target": 1}, {"delta": True}, {"wrt": ["a"]}, {"eps": 0.5},
+                    {"target": np.array([1, 2, 0])}):
         with pytest.raises(graphattr.GraphattrError, match="already an explanation"):
             graphattr.explain(PLAIN, X, **options)
     run_time = graphattr.convert(mlp(), target="input")
