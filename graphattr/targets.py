@@ -168,6 +168,7 @@ def one_hot(g: Graph, y: Value, target: Target) -> tuple[Value, Value]:
         index = g.emit("ArgMax", flat, axis=1, keepdims=1)
     elif target == "input":
         index = g.Reshape(g.input("target", np.int64, (y.shape[0] if y.shape else 1,)), [-1, 1])
+        index = g.Where(index < 0, g.Slice(g.shape(flat), [1], [2]), index)  # ScatterElements counts negative ones from the end
     elif isinstance(target, int):
         index = g.const([[target]], "int64")
     else:

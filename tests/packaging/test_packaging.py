@@ -3,7 +3,6 @@
 import importlib.util
 import subprocess
 import sys
-import time
 import tomllib
 import zipfile
 from configparser import ConfigParser
@@ -59,16 +58,13 @@ def test_entry_points(wheel):
 
 
 def test_import_is_cheap():
-    code = f"import sys, graphattr; print(*[m for m in {OPTIONAL} if m in sys.modules])"
-    seconds = []
-    for _ in range(4):      # the first one may compile
-        start = time.perf_counter()
+    """Processor time, not wall time: other processes do not count."""
+    code = f"import sys, time, graphattr; print(time.process_time(), *[m for m in {OPTIONAL} if m in sys.modules])"
+    for _ in range(2):      # the first one may compile
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-        seconds.append(time.perf_counter() - start)
-        assert done.stdout.strip() == ""
-        if seconds[-1] < 1.0:
-            break
-    assert min(seconds) < 1.0, f"import graphattr takes {min(seconds):.2f} s"
+    seconds, *loaded = done.stdout.split()
+    assert not loaded
+    assert float(seconds) < 1.0
 
 
 def test_import_works_without_the_extras():
