@@ -13,6 +13,7 @@ from .graph import Graph, Node, Value
 MEETS = {"Mul", "Div", "Where"}
 UNARY = {"Neg", "Abs", "Exp", "Log", "Sqrt", "Erf", "Tanh", "Sigmoid", "Softplus", "HardSigmoid", "Relu", "Reciprocal", "Cast"}
 ELEMENTWISE = MEETS | UNARY | {"Add", "Sub", "Sum", "Pow", "Clip", "Min", "Max"}
+COMPARES = {"Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal", "And", "Or", "Not"}
 LARGEST = 16  # nodes of a region
 
 
@@ -23,13 +24,26 @@ def elementwise_regions(
     place = {id(n): i for i, n in enumerate(g.nodes)}
     regions: dict[int, list[Node]] = {}
     for node in g.nodes:
-        if node.op in MEETS and not node.domain and sum(v in data for v in node.inputs if v is not None) > 1:
+        meets = node.op in MEETS or _adds_pieces(g, node)
+        if meets and not node.domain and sum(v in data for v in node.inputs if v is not None) > 1:
             found = _region(g, node, data, kept, readers, place)
             if found is not None:
                 for inner in found:
                     regions.pop(id(inner), None)  # a smaller region that this one contains
                 regions[id(node)] = found
     return list(regions.values())
+
+
+def _adds_pieces(g: Graph, node: Node) -> bool:
+    """A sum of Where(.., piece, 0): a function written piece by piece. Any other sum is a join of branches."""
+    makers = [g.producer(v) if v is not None else None for v in node.inputs]
+    return node.op in ("Add", "Sum") and all(
+        m is not None and m.op == "Where" and not m.domain and any(_is_zero(v) for v in m.inputs[1:]) for m in makers
+    )
+
+
+def _is_zero(v: Value | None) -> bool:
+    return v is not None and v.shape == () and v.data is not None and not v.data.any()
 
 
 def _region(
@@ -53,5 +67,19 @@ def _region(
             return None
         inside[id(node)] = node
         frontier = (frontier - {value}) | {v for v in node.inputs if v is not None and v in data}
-    same_shape = all(n.outputs[0].shape == next(iter(frontier)).shape for n in inside.values())
-    return sorted(inside.values(), key=lambda n: place[id(n)]) if same_shape else None
+    (x,) = frontier
+    fits = all(n.outputs[0].shape == x.shape and (n.op != "Where" or _chooses_by(g, n, x)) for n in inside.values())
+    return sorted(inside.values(), key=lambda n: place[id(n)]) if fits else None
+
+
+def _chooses_by(g: Graph, where: Node, x: Value) -> bool:
+    """Whether a Where's condition comes from x alone, as in x > 0; a mask from elsewhere, or a constant, is no activation's."""
+    leaves, stack, steps = set[Value](), list(where.inputs[:1]), 0
+    while stack and steps < 2 * LARGEST:
+        v, steps = stack.pop(), steps + 1
+        node = None if v is None or v is x else g.producer(v)
+        if node is not None and node.op in ELEMENTWISE | COMPARES and not node.domain:
+            stack.extend(node.inputs)
+        elif v is not None and not v.is_const:
+            leaves.add(v)
+    return leaves == {x} and not stack

@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
@@ -199,14 +199,14 @@ class LayerGraph:
             stack.extend(made[x].xs)
         return True
 
-    def gate(self, layer: Layer) -> int | None:
-        """Which operand of a product is the gate: the only one made by a sigmoid or softmax, through structure; else None."""
+    def gate(self, layer: Layer, ops: Collection[str] = GATES) -> int | None:
+        """Which operand of a product is the gate: the only one made by one of `ops`, through structure; else None."""
         made = self.made
         found = []
         for i, x in enumerate(layer.xs):
             while x in made and made[x].kind == "structure" and len(made[x].xs) == 1:
                 x = made[x].x
-            if x in made and made[x].op in GATES:
+            if x in made and made[x].op in ops:
                 found.append(i)
         return found[0] if len(found) == 1 else None
 
@@ -318,6 +318,8 @@ def _per_channel(bias: Value, y: Value, axis: int) -> bool:
 def _kind(g: Graph, node: Node, data: set[Value]) -> str:
     """The kind of a layer that is a single node and not linear."""
     op, n_data = node.op, sum(v is not None and v in data for v in node.inputs)
+    if op == "Mul" and n_data == 2 and divisor(g, node) is not None:
+        return "quotient"
     if op in _BY_OPERANDS:
         return _BY_OPERANDS[op](node, n_data, node.inputs[0] is not None and node.inputs[0] in data)
     for kind, ops in (
@@ -335,6 +337,20 @@ def _kind(g: Graph, node: Node, data: set[Value]) -> str:
     if op == "BatchNormalization":
         return "batchnorm"
     return "other" if has_vjp(g, node) else "unknown"
+
+
+def divisor(g: Graph, node: Node) -> Value | None:
+    """What a Div divides by; of a Mul the only operand that is one over something, as in x Reciprocal(Sqrt(mean of x x))."""
+    if node.op == "Div":
+        return node.inputs[1]
+    found = [v for v in node.inputs if v is not None and _is_inverse(g.producer(v))]
+    return found[0] if len(found) == 1 else None
+
+
+def _is_inverse(node: Node | None) -> bool:
+    if node is None or node.domain or node.op not in ("Reciprocal", "Div"):
+        return False
+    return node.op == "Reciprocal" or (node.inputs[0] is not None and node.inputs[0].is_const)
 
 
 def _several(one: str, many: str) -> Callable[[Node, int, bool], str]:

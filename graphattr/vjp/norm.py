@@ -98,12 +98,30 @@ def frozen_group(g: Graph, n: Node, dy: Value) -> Value:
 def frozen_rms(g: Graph, n: Node, dy: Value) -> Value:
     x, scale = operands(n)
     axes = list(range(n.attrs.get("axis", -1) % x.rank, x.rank))
-    return dy * scale / g.Sqrt(mean(g, x * x, axes) + n.attrs.get("epsilon", 1e-5))
+    w = wide(g, x)
+    return dy * scale * typed_like(g, 1.0 / g.Sqrt(mean(g, w * w, axes) + n.attrs.get("epsilon", 1e-5)), dy)
+
+
+@frozen("MeanVarianceNormalization")
+def frozen_mean_variance(g: Graph, n: Node, dy: Value) -> Value:
+    (x,), axes = operands(n), list(n.attrs.get("axes", [0, 2, 3]))
+    centred = x - mean(g, x, axes)
+    return (dy - mean(g, dy, axes)) / (g.Sqrt(mean(g, centred * centred, axes)) + 1e-9)
+
+
+@frozen("LRN")
+@frozen("LpNormalization")
+def frozen_factor(g: Graph, n: Node, dy: Value) -> Value:
+    """y = x times a factor that counts as a constant."""
+    (x,), (y,) = operands(n), n.outputs
+    zero = g.Equal(x, 0.0)
+    return dy * g.Where(zero, 0.0, y / g.Where(zero, 1.0, x))
 
 
 def _centred(g: Graph, x: Value, u: Value, axes: list[int], epsilon: float) -> Value:
     """(u - mean u) / s."""
-    return (u - mean(g, u, axes)) * standardised(g, x, axes, epsilon)[1]
+    w = wide(g, u)
+    return typed_like(g, (w - mean(g, w, axes)) * standardised(g, wide(g, x), axes, epsilon)[1], u)
 
 
 # -- (x - mean) / deviation ---------------------------------------------------------------------------------------

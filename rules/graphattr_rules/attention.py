@@ -8,39 +8,43 @@ from .lrp import quotient_of
 
 
 @rule("lrp.norm", kinds={"norm"})
-def norm(g: Graph, layer: Site, r: Value, *, layernorm: Literal["frozen", "identity"] = "frozen", eps: float = 1e-6) -> Value:
-    """layernorm="frozen": epsilon rule, the deviation s a constant: x (u - mean u), u = scale r / (s stab y); "identity": R_x = R.
+def norm(g: Graph, layer: Site, r: Value, *, layernorm: Literal["frozen", "identity"] = "frozen", eps: float = 1e-6) -> Out:
+    """layernorm="frozen": epsilon rule, the deviation s constant: x (u - mean u), u = scale r / (s stab y); "identity": R_x = R.
 
     Ali et al. 2022 (frozen deviation); Achtibat et al. 2024 (identity).
     """
-    if layernorm == "identity":
-        return r
-    s = quotient_of(g, r, layer.y, eps)
-    layer.absorbed(stabiliser=lambda: r - s * layer.y)
-    return layer.x * layer.frozen(s)
+    x, back = layer.layer.nodes[0].inputs[0], r
+    if layernorm == "frozen" and x in layer.xs:
+        s = quotient_of(g, r, layer.y, eps)
+        layer.absorbed(stabiliser=lambda: r - s * layer.y)
+        back = x * layer.frozen(s)
+    return tuple(back if v is x else None for v in layer.xs)  # a scale or bias that is data counts as a constant too
 
 
 @rule("lrp.softmax", kinds={"softmax"})
 def softmax(g: Graph, layer: Site, r: Value) -> Value:
     """R_u = u (R - s sum R) for s = softmax(u); 0 where u is -inf. Not conserving. Achtibat et al. 2024, Eq. 8."""
-    (slope,) = layer.vjps(quotient_of(g, r, layer.y, 0.0))
-    return g.Where(g.IsInf(layer.x), 0.0, g.Where(g.IsInf(layer.x), 0.0, layer.x) * slope)
+    axis = layer.layer.nodes[0].attrs.get("axis", -1)
+    return g.Where(g.IsInf(layer.x), 0.0, layer.x) * (r - layer.y * g.ReduceSum(r, [axis], keepdims=1))
 
 
 @rule("lrp.bilinear", kinds={"bilinear"})
 def bilinear(g: Graph, layer: Site, r: Value, *, eps: float = 1e-6) -> Out:
     """R_A = A (q B^T), R_B = B (A^T q) with q = r / stab(2 A B): half to each operand. Achtibat et al. 2024, Prop. 3.3."""
-    s = quotient_of(g, r, 2.0 * layer.y, eps)
-    layer.absorbed(stabiliser=lambda: r - 2.0 * s * layer.y)
-    return tuple(x * back for x, back in zip(layer.xs, layer.vjps(s), strict=True))
+    return shared(g, layer, r, None, eps)
 
 
 @rule("lrp.bilinear_cp", kinds={"bilinear"})
 def bilinear_cp(g: Graph, layer: Site, r: Value, *, eps: float = 1e-6) -> Out:
     """Attention probabilities count as constants: all relevance goes to the values, none to queries and keys. Ali et al. 2022."""
-    gate = layer.gate
-    if gate is None:
-        return bilinear(g, layer, r, eps=eps)
-    s = quotient_of(g, r, layer.y, eps)
-    layer.absorbed(stabiliser=lambda: r - s * layer.y)
-    return tuple(None if i == gate else x * back for i, (x, back) in enumerate(zip(layer.xs, layer.vjps(s), strict=True)))
+    return shared(g, layer, r, layer.graph.gate(layer.layer, {"Softmax"}), eps)
+
+
+def shared(g: Graph, layer: Site, r: Value, constant: int | None, eps: float) -> Out:
+    """r in equal parts to the factors of a product (an Einsum may have any number), one of which may count as a constant."""
+    node = layer.layer.nodes[0]
+    factors = node.inputs if node.op == "Einsum" else node.inputs[:2]
+    parts = float(sum(v in layer.xs for v in factors) - (constant is not None)) or 1.0
+    s = quotient_of(g, r, layer.y if parts == 1 else parts * layer.y, eps)
+    layer.absorbed(stabiliser=lambda: r - parts * s * layer.y)
+    return tuple(None if i == constant else x * back for i, (x, back) in enumerate(zip(layer.xs, layer.vjps(s), strict=True)))

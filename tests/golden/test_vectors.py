@@ -35,8 +35,28 @@ def test_vector(variant, model, vector):
     feeds = {name: z[key].astype(np.float32) for name, key in entry.get("feeds", {}).items()}
     explainer = engine.session(str(VECTORS / f"{variant}.onnx"), entry["method"], **entry.get("params", {}))
     found, want = engine.run(explainer, x, target=z["target"].astype(np.int64), **feeds)["x"], z["attribution"]
+    check(found, want, z)
+
+
+def check(found, want, z):
     tolerance = max(3e-5, 2e-6 * float(np.nan_to_num(z["cond"], posinf=0)))
     np.testing.assert_allclose(found, want, rtol=0, atol=tolerance * np.abs(want).max() + 1e-7)
+
+
+ATTENTION = sorted(f.stem for kind in ("attnlrp", "cplrp") for f in VECTORS.glob(f"transformer_100*__{kind}_*.npz"))
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention(name):
+    """Token embeddings as the input, and behind a table; relevance of every tensor where it was written down."""
+    model, vector = name.split("__")
+    z, entry = np.load(VECTORS / f"{name}.npz"), TABLE[vector]
+    want = {"x": z["attribution"]} | {k.split("::")[1]: z[k] for k in z.files if k.startswith("aux_R::")}
+    want.pop("head", None)
+    explainer = engine.session(str(VECTORS / f"{model}.onnx"), entry["method"], list(want), **entry["params"])
+    found = engine.run(explainer, z["x"], **{k: z[k].astype(np.int64) for k in ("target", "ids") if k in z.files})
+    for tensor in want:
+        check(found[tensor], want[tensor], z)
 
 
 @pytest.mark.skipif(bool(TABLE), reason="the vectors are there")

@@ -19,7 +19,7 @@ def session(model, method, wrt=None, target="input", **params):
 def run(explainer, x, **feeds):
     """All outputs by name; attributions under their tensor's name, in float64."""
     held = {i.name for i in explainer.get_inputs()}
-    feeds = {"x": np.asarray(x, np.float32)} | {k: np.asarray(v) for k, v in feeds.items() if k in held}
+    feeds = {k: np.asarray(v) for k, v in {"x": np.asarray(x, np.float32), **feeds}.items() if k in held}
     found = explainer.run(None, feeds)
     return {o.name.removesuffix("_attribution"): v.astype(float) for o, v in zip(explainer.get_outputs(), found)}
 
