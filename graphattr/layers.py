@@ -210,6 +210,10 @@ class LayerGraph:
                 found.append(i)
         return found[0] if len(found) == 1 else None
 
+    def divisor(self, layer: Layer) -> Value | None:
+        """What a quotient divides by."""
+        return divisor(self.graph, layer.nodes[0])
+
 
 def to_layers(g: Graph, roots: Sequence[Value], keep: Iterable[Value] = ()) -> LayerGraph:
     """See the graph as layers. What depends on `roots` is data; tensors in `keep` stay visible between layers."""

@@ -6,7 +6,6 @@ from typing import Literal
 import numpy as np
 
 from graphattr.errors import MethodError
-from graphattr.layers import divisor
 from graphattr.rule import Graph, Operand, Out, Site, Value, constant_like, fit, rule, total
 
 Bias = Literal["absorb", "ignore"]
@@ -179,5 +178,5 @@ def product(g: Graph, layer: Site, r: Value, *, mul: Literal["uniform", "gate"] 
 @rule("lrp.quotient", kinds={"quotient"})
 def quotient(g: Graph, layer: Site, r: Value) -> Out:
     """R_a = R, R_b = 0 for a / b, also where it is written a (1 / b): the divisor counts as a constant."""
-    below = divisor(g, layer.layer.nodes[0])
+    below = layer.graph.divisor(layer.layer)
     return tuple(None if x is below and len(layer.xs) > 1 else r for x in layer.xs)
