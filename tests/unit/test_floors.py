@@ -19,7 +19,7 @@ FLOORS = {
     "folding": 3, "canonical": 3, "composites": 3, "layers": 3,
     "fn": 4, "rule": 4,
     "method": 5, "targets": 5,
-    "simplify": 6, "backward": 6, "attribute": 6, "lower": 6,
+    "simplify": 6, "precision": 6, "backward": 6, "attribute": 6, "lower": 6,
     "export": 7, "manifest": 7,
     "runtime": 8, "street": 8,
     "tables": 9, "preprocess": 9, "render": 9, "look": 9, "measure": 9, "fit": 9,
