@@ -9,7 +9,7 @@ from .lrp import quotient_of
 
 @rule("lrp.norm", kinds={"norm"})
 def norm(g: Graph, layer: Site, r: Value, *, layernorm: Literal["frozen", "identity"] = "frozen", eps: float = 1e-6) -> Value:
-    """layernorm="frozen": epsilon rule, the deviation s a constant: x (u - mean u), u = scale r / (s stab y); "identity": R_x = R.
+    """layernorm="frozen": epsilon rule, the deviation s constant: x (u - mean u), u = scale r / (s stab y); "identity": R_x = R.
 
     Ali et al. 2022 (frozen deviation); Achtibat et al. 2024 (identity).
     """
