@@ -34,6 +34,7 @@ def convert(
     strip: bool = True,
     rules: Sequence[str | os.PathLike[str]] = (),
     lowering: str = "cpu",
+    precision: str = "float32",
     **params: Any,
 ) -> Explanation:
     """The model with `<tensor>_attribution` outputs behind its own: what each element contributed to the explained score.
@@ -52,6 +53,8 @@ def convert(
     rules: Python files with rules of your own.
     lowering: "cpu" or "cuda" write the same values in the form that runs fastest there (and runs everywhere), "portable" as
         the rules say them.
+    precision: "float32" explains a float16 or bfloat16 model on a float32 copy of the nodes that matter, while its own outputs
+        stay as they are; "model" computes the explanation in the model's precision.
     params: the method's parameters (see `methods()`).
 
     Raises ModelError, UnsupportedOp, MethodError, TargetError; all are GraphattrError.
@@ -59,7 +62,7 @@ def convert(
     _load_rules(rules)
     if fitted is not None:
         raise MethodError("fitted= was given, but no installed method has learned parameters")
-    order = Order(method, target, output, wrt, strict, delta, ledger, strip, lowering, params)
+    order = Order(method, target, output, wrt, strict, delta, ledger, strip, lowering, precision, params)
     *_, (_, explanation) = street(model, order)
     assert isinstance(explanation, Explanation)
     return explanation

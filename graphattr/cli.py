@@ -15,6 +15,7 @@ from . import __version__, api
 from .errors import GraphattrError, MethodError, RunError, TargetError, WriteError
 from .export import Explanation, _plain
 from .lower import TARGETS, lowering_for
+from .precision import PRECISIONS
 from .rule import load_rules
 from .street import Order, street
 from .tables import ledger_table, listing, verdict_table
@@ -127,6 +128,9 @@ def _add_conversion(parser: argparse.ArgumentParser) -> None:
         "--ledger", action="store_true", help="add the conservation ledger: relevance in, out, absorbed, per layer"
     )
     parser.add_argument("--lower", choices=tuple(TARGETS), help="the machine the file is tuned for (default: the provider's)")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="float32", help="in which to explain a float16 or bfloat16 model"
+    )
     parser.add_argument(
         "--no-strict", action="store_true", help="let the plain gradient pass where no rule fits; the manifest lists it"
     )
@@ -273,6 +277,7 @@ def _order(args: argparse.Namespace) -> dict[str, Any]:
         "ledger": args.ledger,
         "strip": not args.no_strip,
         "lowering": args.lower or lowering_for(vars(args).get("provider")),
+        "precision": args.precision,
         "params": _params(args.set),
     }
 
@@ -319,7 +324,8 @@ def _params(settings: Sequence[str]) -> dict[str, Any]:
     return params
 
 
-RESERVED = {"model", "method", "target", "output", "wrt", "fitted", "strict", "delta", "ledger", "strip", "rules", "lowering"}
+RESERVED = {"model", "method", "target", "output", "wrt", "fitted", "strict", "delta", "ledger", "strip", "rules", "lowering",
+            "precision"}
 
 
 def _load_data(path: str | None) -> Any:

@@ -89,6 +89,8 @@ class Site:
 
     def frozen(self, r: Value) -> Value:
         """r pulled back through a normalisation whose deviation counts as a constant: u - mean(u) with u = scale r / s."""
+        if self.layer.norm is not None:
+            return self.layer.norm.frozen(self.g, r)
         node = self.layer.nodes[0]
         if node.op not in FROZEN:
             raise UnsupportedOp(f"no derivative with frozen statistics for operator {node.op} (node {node.name!r})")

@@ -27,6 +27,7 @@ import networkx as nx
 
 from .composites import elementwise_regions
 from .graph import Graph, Node, Value
+from .normalisations import Norm, norm_regions
 from .vjp import depends, has_vjp, is_constant
 
 CONVOLUTIONS = {"Conv", "ConvTranspose"}
@@ -127,7 +128,10 @@ KEEPS_SIGN = {
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One step of the network. `xs`: its data inputs, `ys`: its outputs; w and b: a linear layer's effective weight and bias."""
+    """One step of the network. `xs`: its data inputs, `ys`: its outputs; w and b: a linear layer's effective weight and bias.
+
+    norm: what a normalisation written as several nodes computes.
+    """
 
     name: str
     kind: str
@@ -136,10 +140,13 @@ class Layer:
     ys: tuple[Value, ...]
     w: Value | None = None
     b: Value | None = None
+    norm: Norm | None = None
 
     @property
     def op(self) -> str:
-        """The layer's operator; all of them for an activation written as several."""
+        """The layer's operator; all of them for an activation written as several, the one spelled out for a normalisation."""
+        if self.norm is not None:
+            return self.norm.op
         return self.nodes[0].op if self.kind == "linear" else "+".join(n.op for n in self.nodes)
 
     @property
@@ -223,14 +230,20 @@ def to_layers(g: Graph, roots: Sequence[Value], keep: Iterable[Value] = ()) -> L
     for node in g.nodes:
         for v in node.uses:
             readers.setdefault(v, []).append(node)
+    norms = {id(norm.nodes[-1]): norm for norm in norm_regions(g, data, kept, readers)[0]}
+    taken = {id(n) for norm in norms.values() for n in norm.nodes} - set(norms)
     regions = {id(nodes[-1]): nodes for nodes in elementwise_regions(g, data, kept, readers)}
+    taken |= {id(n) for nodes in regions.values() for n in nodes[:-1]} - set(norms)
     layers: list[Layer] = []
-    taken: set[int] = {id(n) for nodes in regions.values() for n in nodes[:-1]}
     names: set[str] = set()
     for node in g.nodes:
         if id(node) in taken or is_constant(node) or not any(v in data for v in node.uses):
             continue
-        layer = _activation(regions[id(node)], data) if id(node) in regions else _layer(g, node, data, kept, readers)
+        if id(node) in norms:
+            norm = norms[id(node)]
+            layer = Layer(node.name, "norm", norm.nodes, (norm.x,), node.outputs, norm=norm)
+        else:
+            layer = _activation(regions[id(node)], data) if id(node) in regions else _layer(g, node, data, kept, readers)
         taken.update(id(n) for n in layer.nodes)
         if layer.name in names:  # nodes of a file may share a name, or have none; tensors may not
             layer = dataclasses.replace(layer, name=next(n for n in _candidates(layer) if n not in names))

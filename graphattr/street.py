@@ -18,6 +18,7 @@ from .layers import to_layers
 from .lower import lower
 from .manifest import manifest_of, suffix
 from .method import Method, load_method
+from .precision import computes_in_half, in_float32
 from .simplify import simplify
 from .source import read
 from .targets import Target, attributed, check_target, data_roots, explained_output
@@ -39,6 +40,7 @@ class Order:
     ledger: bool = False
     strip: bool = True
     lowering: str = "cpu"
+    precision: str = "float32"
     params: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -54,6 +56,11 @@ def street(model: Model, order: Order) -> Iterator[tuple[str, Any]]:
     canonical = canonicalise(source, order.fold_bn)
     yield "canonicalise", canonical
     request = request_of(canonical, order)
+    half = computes_in_half(canonical, request.explained, request.wrt)
+    twin = in_float32(canonical, request.explained, request.wrt, order.precision)
+    if twin is not None:
+        canonical = twin.wide
+        request = request_of(canonical, order)
     graph = to_layers(canonical.graph, data_roots(canonical, request.wrt), [*request.wrt, request.explained.y])
     yield "layers", graph
     plans = [plan_of(graph, m, request) for m in chosen]
@@ -62,11 +69,16 @@ def street(model: Model, order: Order) -> Iterator[tuple[str, Any]]:
     written = [attribute(graph, m, p, request, begin) for m, p in zip(chosen, plans, strict=True)]
     name_outputs(canonical.graph, added_outputs(written, request))
     yield "backward", canonical.graph
-    slim = simplify(canonical.graph)
+    slim = simplify(canonical.graph if twin is None else twin.added())
     yield "simplify", slim
     fast = lower(slim, order.lowering)
     yield "lower", fast
-    manifest = manifest_of(canonical, graph, request, written, begin[1], order.params, order.lowering)
+    index = begin[1]
+    if twin is not None:
+        fast, index = twin.join(fast, request.wrt, index if request.target == "argmax" else None)
+    manifest = manifest_of(canonical, graph, request, written, index, order.params, order.lowering)
+    if half:
+        manifest["precision"] = order.precision
     yield "export", export(fast, source, canonical.model, manifest)
 
 
