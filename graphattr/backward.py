@@ -63,7 +63,9 @@ def _apply(g: Graph, site: Site, rule: str, plan: Plan, rs: Sequence[Value | Non
         out = bound.rule.apply(g, site, rs[0] if len(rs) == 1 else tuple(rs), **bound.params)
     except GraphattrError as e:
         raise type(e)(f"rule {rule!r} at layer {site.layer.name!r} ({site.layer.op}; {bound.line}): {e}") from e
-    shares = [out] if isinstance(out, Value) else list(out)
+    shares: list[Value | None] = [out] if isinstance(out, Value) else list(out)
+    if site.layer.tail and len(shares) == 1:  # a rule of linear layers: coefficients count as constants
+        shares += [None] * (len(site.xs) - 1)
     if len(shares) != len(site.xs):
         raise BuildError(
             f"rule {rule!r} at layer {site.layer.name!r} returned {len(shares)} relevances for {len(site.xs)} data inputs "

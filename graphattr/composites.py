@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
+
 from .graph import Graph, Node, Value
 
 MEETS = {"Mul", "Div", "Where"}
@@ -55,3 +57,9 @@ def _region(
         frontier = (frontier - {value}) | {v for v in node.inputs if v is not None and v in data}
     same_shape = all(n.outputs[0].shape == next(iter(frontier)).shape for n in inside.values())
     return sorted(inside.values(), key=lambda n: place[id(n)]) if same_shape else None
+
+
+def is_complement(node: Node) -> bool:
+    """1 - x with the constant 1: as a factor it is a gate where x is one."""
+    left = node.inputs[0] if node.op == "Sub" and not node.domain else None
+    return left is not None and left.data is not None and bool(np.all(left.data == 1))

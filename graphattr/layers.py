@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import networkx as nx
 
-from .composites import elementwise_regions
+from .composites import elementwise_regions, is_complement
 from .graph import Graph, Node, Value
 from .vjp import depends, has_vjp, is_constant
 
@@ -127,7 +127,10 @@ KEEPS_SIGN = {
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One step of the network. `xs`: its data inputs, `ys`: its outputs; w and b: a linear layer's effective weight and bias."""
+    """One step of the network. `xs`: its data inputs, `ys`: its outputs; w and b: a linear layer's effective weight and bias.
+
+    `tail`: nodes behind a linear operator that belong to it: linear in its result, with the other data inputs as coefficients.
+    """
 
     name: str
     kind: str
@@ -136,6 +139,7 @@ class Layer:
     ys: tuple[Value, ...]
     w: Value | None = None
     b: Value | None = None
+    tail: tuple[Node, ...] = ()
 
     @property
     def op(self) -> str:
@@ -200,15 +204,15 @@ class LayerGraph:
         return True
 
     def gate(self, layer: Layer) -> int | None:
-        """Which operand of a product is the gate: the only one made by a sigmoid or softmax, through structure; else None."""
-        made = self.made
-        found = []
-        for i, x in enumerate(layer.xs):
-            while x in made and made[x].kind == "structure" and len(made[x].xs) == 1:
-                x = made[x].x
-            if x in made and made[x].op in GATES:
-                found.append(i)
+        """Which operand of a product is the gate: the only one that a sigmoid or softmax, or 1 minus it, makes; else None."""
+        found = [i for i, x in enumerate(layer.xs) if self._is_gate(x)]
         return found[0] if len(found) == 1 else None
+
+    def _is_gate(self, x: Value) -> bool:
+        made = self.made
+        while x in made and ((made[x].kind == "structure" and len(made[x].xs) == 1) or is_complement(made[x].nodes[0])):
+            x = made[x].x
+        return x in made and made[x].op in GATES
 
 
 def to_layers(g: Graph, roots: Sequence[Value], keep: Iterable[Value] = ()) -> LayerGraph:
@@ -264,7 +268,7 @@ def _layer(g: Graph, node: Node, data: set[Value], kept: set[Value], readers: di
         if node.op in CONVOLUTIONS or node.op in ("Gemm", "MatMul", "Einsum"):
             linear = _linear(g, node, data, kept, readers)
             if linear is not None:
-                return linear
+                return _with_tail(linear, g.tails.get(node.outputs[0], ()), data, kept)
         kind = _kind(g, node, data)
     else:
         kind = "unknown"
@@ -300,6 +304,16 @@ def _linear(g: Graph, node: Node, data: set[Value], kept: set[Value], readers: d
         if other is not None and other not in data and _per_channel(other, y, _channel_axis(node, operands[0])):
             return Layer(node.name, "linear", (node, after[0]), (x,), after[0].outputs, w, other)
     return Layer(node.name, "linear", (node,), (x,), node.outputs, w, b)
+
+
+def _with_tail(layer: Layer, tail: tuple[Node, ...], data: set[Value], kept: set[Value]) -> Layer:
+    """The layer and the nodes noted as its tail, unless somebody asks for a tensor between them."""
+    inner = {*layer.ys, *(v for n in tail[:-1] for v in n.outputs)}
+    if not tail or inner & kept:
+        return layer
+    others = dict.fromkeys(v for n in tail for v in n.inputs if v in data and v not in inner and v is not None)
+    xs, nodes = (layer.x, *others), (*layer.nodes, *tail)
+    return dataclasses.replace(layer, nodes=nodes, xs=xs, ys=tail[-1].outputs, tail=tail)
 
 
 def _channel_axis(node: Node, operand: int) -> int:
