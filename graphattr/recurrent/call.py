@@ -115,9 +115,11 @@ class Call:
         return self.g.record(op, inputs, [out], attrs, out)[0]
 
     def split(self, name: str, x: Value, parts: Sequence[str], widths: Sequence[int], axis: int = 1) -> list[Value]:
-        """x cut into parts of these widths."""
-        outs = [self.g.fresh(p) for p in parts]
-        return list(self.g.record("Split", [x, self.g.const(widths, "int64")], outs, {"axis": axis}, self.g.fresh(name)))
+        """x cut into parts of these widths. Their shapes are told: inference follows short lists of widths only."""
+        outs, held = [self.g.fresh(p) for p in parts], x.shape or ()
+        types = {o: (x.dtype, (*held[:axis], w, *held[axis + 1 :])) for o, w in zip(outs, widths, strict=True)}
+        inputs = [x, self.g.const(widths, "int64")]
+        return list(self.g.record("Split", inputs, outs, {"axis": axis}, self.g.fresh(name), types=types))
 
     def wide(self, name: str, x: Value, axes: Sequence[int]) -> Value:
         return self.emit(name, "Unsqueeze", x, self.g.const(axes, "int64"))
@@ -135,10 +137,10 @@ class Call:
         w = block.alone if x.dim(-1) == block.alone.dim(-1) else block.both
         return self.emit(name, "Gemm", x, w, block.bias, transB=1)
 
-    def activate(self, name: str, v: Value, by: Activation) -> Value:
-        """The activation of v, which is first kept within [-clip, clip] where the node asks for that."""
+    def activate(self, name: str, v: Value, by: Activation, clip: bool = True) -> Value:
+        """The activation of v, which is first kept within [-clip, clip] where the node asks for that (ONNX Runtime: but not c)."""
         limit = float(self.attrs.get("clip", 0.0))
-        if limit > 0:
+        if clip and limit > 0:
             v = self.emit(f"{name}/clip", "Clip", v, self.number(-limit), self.number(limit))
         return self.emit(name, by[0], v, **by[1])
 

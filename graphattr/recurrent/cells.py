@@ -46,7 +46,7 @@ class Lstm:
         c = call.plus("c", new, None if c is None else call.emit("fc", "Mul", f, c))
         if self.peepholes is not None:
             o = self.look("o", o, 1, c)
-        return call.emit("h", "Mul", o, call.activate("cell", c, self.h)), c
+        return call.emit("h", "Mul", o, call.activate("cell", c, self.h, clip=False)), c
 
     def open(self, a: Value, c: Value | None) -> list[Value]:
         """Gates i, o, f; with peepholes o waits for the new cell."""
