@@ -20,7 +20,7 @@ ACTIVATIONS: Mapping[str, tuple[str, Mapping[str, float]]] = {  # spelling in an
     "softplus": ("Softplus", {}),
     "elu": ("Elu", {"alpha": 1.0}),
     "leakyrelu": ("LeakyRelu", {"alpha": 0.01}),
-    "thresholdedrelu": ("ThresholdedRelu", {"alpha": 1.0}),
+    "thresholdedrelu": ("ThresholdedRelu", {"alpha": 0.0}),  # as in ONNX Runtime; the operator of that name says 1
     "hardsigmoid": ("HardSigmoid", {"alpha": 0.2, "beta": 0.5}),
 }
 DIRECTIONS = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}
@@ -138,7 +138,7 @@ class Call:
         return self.emit(name, "Gemm", x, w, block.bias, transB=1)
 
     def activate(self, name: str, v: Value, by: Activation, clip: bool = True) -> Value:
-        """The activation of v, which is first kept within [-clip, clip] where the node asks for that (ONNX Runtime: but not c)."""
+        """The activation of v, which is first kept within [-clip, clip] where the node asks for that (not so c)."""
         limit = float(self.attrs.get("clip", 0.0))
         if clip and limit > 0:
             v = self.emit(f"{name}/clip", "Clip", v, self.number(-limit), self.number(limit))
