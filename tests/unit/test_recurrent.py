@@ -119,8 +119,11 @@ def test_outputs_of_lstm(options):
     unchanged(net("LSTM", **options), {"x": draw(T, N, I)})
 
 
+NAMES = "Relu", "Sigmoid", "HardSigmoid", "Softsign", "Softplus", "Elu", "LeakyRelu", "Tanh", "ThresholdedRelu"
+
+
 @pytest.mark.parametrize("options", [
-    *({"activations": [a]} for a in ("Relu", "Sigmoid", "HardSigmoid", "Softsign", "Softplus", "Elu", "LeakyRelu", "Tanh", "ThresholdedRelu")),
+    *({"activations": [a]} for a in NAMES),
     {"activations": ["HardSigmoid"], "activation_alpha": [0.3], "activation_beta": [0.4]},
     {"activations": ["ThresholdedRelu"], "activation_alpha": [0.3]},
 ], ids=str)
