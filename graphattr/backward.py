@@ -66,6 +66,8 @@ def _apply(g: Graph, site: Site, rule: str, plan: Plan, rs: Sequence[Value | Non
         out = bound.rule.apply(g, site, rs[0] if len(rs) == 1 else tuple(rs), **bound.params)
         shares = list(out) if isinstance(out, (tuple, list)) else [out]
         several = isinstance(out, (tuple, list))
+        if site.layer.tail and not several:  # a rule of linear layers: coefficients count as constants
+            shares, several = shares + [None] * (len(site.xs) - 1), True
         if len(shares) != len(site.xs) or not all(isinstance(r, Value) or (r is None and several) for r in shares):
             raise BuildError(_wrong(shares, site))
         for r, x in zip(shares, site.xs, strict=True):

@@ -15,6 +15,7 @@ from .errors import TargetError, did_you_mean
 from .folding import fold_scales_backward, fold_scales_forward
 from .graph import Graph, Value
 from .onnxio import freeze
+from .recurrent import write_out
 from .source import Source
 from .surgery import Table, load, maker
 
@@ -46,7 +47,10 @@ class Canonical:
 
 
 def canonicalise(source: Source, fold_bn: bool = True) -> Canonical:
-    """Source -> frozen canonical graph. BatchNormalization is folded into its linear neighbour unless `fold_bn=False`."""
+    """Source -> frozen canonical graph. BatchNormalization is folded into its linear neighbour unless `fold_bn=False`.
+
+    LSTM, GRU and RNN are written out in time.
+    """
     table = load(source)
     drop_pass_through(table)
     turn_weights(table)
@@ -55,7 +59,7 @@ def canonicalise(source: Source, fold_bn: bool = True) -> Canonical:
         fold_scales_forward(table)
         fold_scales_backward(table)
     table.surgeon.cleanup(remove_unused_graph_inputs=False, remove_unused_node_outputs=False)
-    return Canonical(freeze(table), source, table.model, table.removed)
+    return Canonical(freeze(table, write_out), source, table.model, table.removed)
 
 
 # -- passes -------------------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
+
 from .graph import Graph, Node, Value
 
 MEETS = {"Mul", "Div", "Where"}
@@ -83,3 +85,9 @@ def _chooses_by(g: Graph, where: Node, x: Value) -> bool:
         elif v is not None and not v.is_const:
             leaves.add(v)
     return leaves == {x} and not stack
+
+
+def is_complement(node: Node) -> bool:
+    """1 - x with the constant 1: as a factor it is a gate where x is one."""
+    left = node.inputs[0] if node.op == "Sub" and not node.domain else None
+    return left is not None and left.data is not None and bool(np.all(left.data == 1))

@@ -61,10 +61,13 @@ class Site:
         main = self.layer.nodes[0]
         if self.layer.kind != "linear":
             return self._emit(dataclasses.replace(main, inputs=tuple(x if v is self.x else v for v in main.inputs)))
-        node = self._linear(x, self.w if w is None else w)
+        return self._through_tail(self._product(x, self.w if w is None else w, b))
+
+    def _product(self, x: Value, w: Value, b: Value | None) -> Value:
+        main, node = self.layer.nodes[0], self._linear(x, w)
         if b is None:
             return self._emit(node)
-        if len(self.layer.nodes) == 2:
+        if len(self.layer.nodes) - len(self.layer.tail) == 2:
             add = self.layer.nodes[1]
             z = self._emit(node)
             return self.g.Add(*(z if v is main.outputs[0] else b for v in add.inputs))
@@ -74,13 +77,16 @@ class Site:
         """r pulled back through a linear layer at (x, w): the cotangent of x."""
         made = self.g.producer(self._emit(self._linear(x, self.w if w is None else w)))
         assert made is not None
+        if self.layer.tail:  # linear, with coefficients that stay: pulled back at the values it has
+            inner = self._inner
+            r = pullback(self.g, {self.y: r}, [inner], self.layer.tail)[inner]
         found = pull(self.g, made, [r], [self._data_at])[self._data_at]
         assert found is not None
         return found
 
     def vjps(self, r: Out | Sequence[Value | None]) -> tuple[Value, ...]:
         """r pulled back through the layer as it stands: the cotangents of its data inputs, zeros where none arrives."""
-        if self.layer.kind == "linear":
+        if self.layer.kind == "linear" and not self.layer.tail:
             assert isinstance(r, Value)
             return (self.vjp(r, self.x),)
         seeds = dict(zip(self.layer.ys, [r] if isinstance(r, Value) else r, strict=False))
@@ -101,6 +107,21 @@ class Site:
         if self.ledger is not None:
             for name, share in shares.items():
                 self.ledger.setdefault(name, []).append(share())
+
+    @property
+    def _inner(self) -> Value:
+        """What the linear operator with its bias makes, before the tail."""
+        return self.layer.nodes[len(self.layer.nodes) - len(self.layer.tail) - 1].outputs[0]
+
+    def _through_tail(self, z: Value) -> Value:
+        """The tail at z instead of the layer's own product; the coefficients stay."""
+        stands: dict[Value | None, Value] = {self._inner: z}
+        for node in self.layer.tail:
+            inputs, n = [stands.get(v, v) if v is not None else None for v in node.inputs], len(node.outputs)
+            made = self.g.emit(node.op, *inputs, n_outputs=n, out_shape=node.outputs[0].shape, **node.attrs)
+            stands.update(zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=True))
+            z = stands[node.outputs[0]]
+        return z
 
     @property
     def _data_at(self) -> int:

@@ -78,6 +78,8 @@ class Graph:
         self._counter: Iterator[int] = itertools.count() if self.parent is None else self.parent._counter
         self._scope: str = ""
         self._source_names: set[str] = set()
+        # what a linear operator makes -> the nodes behind it that belong to its layer (see `Layer.tail`)
+        self.tails: dict[Value, tuple[Node, ...]] = {}
 
     # -- names ------------------------------------------------------------------------------------------------
     def fresh(self, base: str) -> str:

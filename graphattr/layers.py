@@ -1,136 +1,28 @@
-"""The graph seen as layers: which nodes belong together, of what kind each layer is, and how layers follow each other.
-
-A kind says how relevance may be shared, so that rules never learn operator names:
-
-linear      weights: Conv, ConvTranspose, Gemm, MatMul (+ Add of a bias), Einsum with a constant
-sum         Add, Sub, Sum, Mean of several data tensors
-mean        linear without weights: average pooling, ReduceMean, ReduceSum, linear Resize
-shift       data plus a constant that is no bias           scale      data times a constant
-batchnorm   a BatchNormalization that could not be folded  norm       LayerNormalization and its relatives
-product     data times data                                quotient   data over data
-bilinear    MatMul, Gemm, Einsum of two data tensors       softmax    Softmax inside the network
-relu        rectifiers: Relu, LeakyRelu, PRelu, Clip ...   smooth     any other function of one element
-maxpool     one input wins: MaxPool, ReduceMax, Max ...    structure  moves elements: Reshape, Concat, Slice, Gather ...
-other       has a derivative, and no reading as one of the above
-unknown     no derivative
-"""
+"""The graph seen as layers: which nodes belong together, of what kind (see `kinds.py`), and how layers follow each other."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
 
-from .composites import elementwise_regions
+from .composites import elementwise_regions, is_complement
 from .graph import Graph, Node, Value
+from .kinds import CONVOLUTIONS, GATES, divisor, kind_of, nonnegative
 from .normalisations import Norm, norm_regions
 from .vjp import depends, has_vjp, is_constant
-
-CONVOLUTIONS = {"Conv", "ConvTranspose"}
-RECTIFIERS = {"Relu", "LeakyRelu", "PRelu", "Clip", "ThresholdedRelu"}
-SMOOTH = {
-    "Elu",
-    "Selu",
-    "Celu",
-    "HardSigmoid",
-    "HardSwish",
-    "Sigmoid",
-    "Tanh",
-    "Softplus",
-    "Softsign",
-    "Mish",
-    "Gelu",
-    "Swish",
-    "Erf",
-    "Exp",
-    "Log",
-    "Sqrt",
-    "Pow",
-    "Abs",
-    "Neg",
-    "Reciprocal",
-    "Sin",
-    "Cos",
-    "Tan",
-    "Asin",
-    "Acos",
-    "Atan",
-    "Sinh",
-    "Cosh",
-    "Asinh",
-    "Acosh",
-    "Atanh",
-    "QuantizeLinear",
-    "DequantizeLinear",
-    "Mod",
-}
-MEANS = {"AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "CumSum"}
-WINNERS = {"MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin", "TopK"}
-NORMS = {
-    "LayerNormalization",
-    "InstanceNormalization",
-    "GroupNormalization",
-    "RMSNormalization",
-    "LRN",
-    "LpNormalization",
-    "MeanVarianceNormalization",
-}
-STRUCTURE = {
-    "Reshape",
-    "Flatten",
-    "Transpose",
-    "Squeeze",
-    "Unsqueeze",
-    "Slice",
-    "Split",
-    "Concat",
-    "Pad",
-    "Gather",
-    "GatherElements",
-    "GatherND",
-    "Expand",
-    "Tile",
-    "Where",
-    "Cast",
-    "CastLike",
-    "Identity",
-    "Dropout",
-    "DepthToSpace",
-    "SpaceToDepth",
-    "ScatterElements",
-    "ScatterND",
-    "Trilu",
-    "ReverseSequence",
-    "Compress",
-}
-GATES = {"Sigmoid", "HardSigmoid", "Softmax"}
-NONNEGATIVE = {"Relu", "Sigmoid", "HardSigmoid", "Softplus", "Exp", "Softmax", "Abs", "Sqrt"}
-KEEPS_SIGN = {
-    "MaxPool",
-    "AveragePool",
-    "GlobalAveragePool",
-    "GlobalMaxPool",
-    "ReduceMean",
-    "ReduceSum",
-    "ReduceMax",
-    "Add",
-    "Mul",
-    "Sum",
-    "Mean",
-    "Max",
-    *(STRUCTURE - {"Where", "Pad", "ScatterElements", "ScatterND"}),
-}
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
     """One step of the network. `xs`: its data inputs, `ys`: its outputs; w and b: a linear layer's effective weight and bias.
 
-    norm: what a normalisation written as several nodes computes.
+    `norm`: what a normalisation written as several nodes computes. `tail`: nodes behind a linear operator that belong to it,
+    linear in its result, with the other data inputs as coefficients.
     """
 
     name: str
@@ -141,6 +33,7 @@ class Layer:
     w: Value | None = None
     b: Value | None = None
     norm: Norm | None = None
+    tail: tuple[Node, ...] = ()
 
     @property
     def op(self) -> str:
@@ -207,15 +100,15 @@ class LayerGraph:
         return True
 
     def gate(self, layer: Layer, ops: Collection[str] = GATES) -> int | None:
-        """Which operand of a product is the gate: the only one made by one of `ops`, through structure; else None."""
-        made = self.made
-        found = []
-        for i, x in enumerate(layer.xs):
-            while x in made and made[x].kind == "structure" and len(made[x].xs) == 1:
-                x = made[x].x
-            if x in made and made[x].op in ops:
-                found.append(i)
+        """Which operand of a product is the gate: the only one that one of `ops`, or 1 minus it, makes; else None."""
+        found = [i for i, x in enumerate(layer.xs) if self._comes_from(x, ops)]
         return found[0] if len(found) == 1 else None
+
+    def _comes_from(self, x: Value, ops: Collection[str]) -> bool:
+        made = self.made
+        while x in made and ((made[x].kind == "structure" and len(made[x].xs) == 1) or is_complement(made[x].nodes[0])):
+            x = made[x].x
+        return x in made and made[x].op in ops
 
     def divisor(self, layer: Layer) -> Value | None:
         """What a quotient divides by."""
@@ -249,7 +142,7 @@ def to_layers(g: Graph, roots: Sequence[Value], keep: Iterable[Value] = ()) -> L
             layer = dataclasses.replace(layer, name=next(n for n in _candidates(layer) if n not in names))
         names.add(layer.name)
         layers.append(layer)
-    return LayerGraph(g, tuple(layers), _topology(layers), tuple(roots), _nonnegative(g))
+    return LayerGraph(g, tuple(layers), _topology(layers), tuple(roots), nonnegative(g))
 
 
 def _activation(nodes: Sequence[Node], data: set[Value]) -> Layer:
@@ -281,8 +174,8 @@ def _layer(g: Graph, node: Node, data: set[Value], kept: set[Value], readers: di
         if node.op in CONVOLUTIONS or node.op in ("Gemm", "MatMul", "Einsum"):
             linear = _linear(g, node, data, kept, readers)
             if linear is not None:
-                return linear
-        kind = _kind(g, node, data)
+                return _with_tail(linear, g.tails.get(node.outputs[0], ()), data, kept)
+        kind = kind_of(g, node, data)
     else:
         kind = "unknown"
     if kind not in ("other", "unknown") and not has_vjp(g, node):
@@ -319,6 +212,16 @@ def _linear(g: Graph, node: Node, data: set[Value], kept: set[Value], readers: d
     return Layer(node.name, "linear", (node,), (x,), node.outputs, w, b)
 
 
+def _with_tail(layer: Layer, tail: tuple[Node, ...], data: set[Value], kept: set[Value]) -> Layer:
+    """The layer and the nodes noted as its tail, unless somebody asks for a tensor between them."""
+    inner = {*layer.ys, *(v for n in tail[:-1] for v in n.outputs)}
+    if not tail or inner & kept:
+        return layer
+    others = dict.fromkeys(v for n in tail for v in n.inputs if v in data and v not in inner and v is not None)
+    xs, nodes = (layer.x, *others), (*layer.nodes, *tail)
+    return dataclasses.replace(layer, nodes=nodes, xs=xs, ys=tail[-1].outputs, tail=tail)
+
+
 def _channel_axis(node: Node, operand: int) -> int:
     """The output channel's axis, from the end."""
     if node.op in CONVOLUTIONS:
@@ -330,84 +233,3 @@ def _per_channel(bias: Value, y: Value, axis: int) -> bool:
     if bias.shape is None or y.shape is None or len(bias.shape) > len(y.shape):
         return False
     return all(d == 1 for i, d in enumerate(bias.shape) if i - len(bias.shape) != axis)
-
-
-def _kind(g: Graph, node: Node, data: set[Value]) -> str:
-    """The kind of a layer that is a single node and not linear."""
-    op, n_data = node.op, sum(v is not None and v in data for v in node.inputs)
-    if op == "Mul" and n_data == 2 and divisor(g, node) is not None:
-        return "quotient"
-    if op in _BY_OPERANDS:
-        return _BY_OPERANDS[op](node, n_data, node.inputs[0] is not None and node.inputs[0] in data)
-    for kind, ops in (
-        ("relu", RECTIFIERS),
-        ("smooth", SMOOTH),
-        ("mean", MEANS),
-        ("maxpool", WINNERS),
-        ("norm", NORMS),
-        ("structure", STRUCTURE),
-    ):
-        if op in ops:
-            return kind
-    if op == "Resize":
-        return "structure" if node.attrs.get("mode", "nearest") == "nearest" else "mean"
-    if op == "BatchNormalization":
-        return "batchnorm"
-    return "other" if has_vjp(g, node) else "unknown"
-
-
-def divisor(g: Graph, node: Node) -> Value | None:
-    """What a Div divides by; of a Mul the only operand that is one over something, as in x Reciprocal(Sqrt(mean of x x))."""
-    if node.op == "Div":
-        return node.inputs[1]
-    found = [v for v in node.inputs if v is not None and _is_inverse(g.producer(v))]
-    return found[0] if len(found) == 1 else None
-
-
-def _is_inverse(node: Node | None) -> bool:
-    if node is None or node.domain or node.op not in ("Reciprocal", "Div"):
-        return False
-    return node.op == "Reciprocal" or (node.inputs[0] is not None and node.inputs[0].is_const)
-
-
-def _several(one: str, many: str) -> Callable[[Node, int, bool], str]:
-    return lambda node, n, first: one if n == 1 else many
-
-
-_BY_OPERANDS: dict[str, Callable[[Node, int, bool], str]] = {
-    "Add": _several("shift", "sum"),
-    "Sub": _several("shift", "sum"),
-    "Sum": _several("shift", "sum"),
-    "Mean": _several("shift", "sum"),
-    "Mul": _several("scale", "product"),
-    "Max": _several("relu", "maxpool"),
-    "Min": _several("relu", "maxpool"),
-    "Div": lambda node, n, first: "quotient" if n == 2 else "scale" if first else "smooth",
-    "MatMul": lambda node, n, first: "bilinear",
-    "Gemm": lambda node, n, first: "bilinear",
-    "Einsum": lambda node, n, first: "bilinear",
-    "Conv": lambda node, n, first: "bilinear",
-    "ConvTranspose": lambda node, n, first: "bilinear",
-    "Softmax": lambda node, n, first: "softmax",
-    "LogSoftmax": lambda node, n, first: "other",
-}
-
-
-def _nonnegative(g: Graph) -> frozenset[Value]:
-    """Values that cannot be negative, by the operators that made them."""
-    found: set[Value] = set()
-
-    def positive(v: Value | None) -> bool:
-        if v is None or v in found:
-            return True
-        data = v.data if v.is_const and v.shape is not None and len(v.shape) == 0 else None
-        return data is not None and bool(data >= 0)
-
-    for node in g.nodes:
-        if node.op in NONNEGATIVE or (
-            node.op in KEEPS_SIGN and all(positive(v) for v in node.inputs if v is not None and v.is_float)
-        ):
-            found.update(v for v in node.outputs if v.is_float)
-        elif node.op == "Clip" and len(node.inputs) > 1 and node.inputs[1] is not None and positive(node.inputs[1]):
-            found.add(node.outputs[0])
-    return frozenset(found)

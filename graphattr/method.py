@@ -14,6 +14,7 @@ import networkx as nx
 
 from .errors import MethodError, UnsupportedOp, did_you_mean
 from .layers import Layer, LayerGraph
+from .recurrent import obstacle
 from .rule import KINDS, REGISTRY, Rule, Step, describe, load_rules
 
 POSITIONS = ("first", "last", "input")
@@ -312,10 +313,12 @@ def _matching(graph: LayerGraph, layers: Sequence[Layer], line: Assign, params: 
 def _unsupported(graph: LayerGraph, layer: Layer, path: Sequence[Layer]) -> str:
     node = layer.nodes[0]
     domain = f"{node.domain}:" if node.domain not in ("", "ai.onnx") else ""
+    reason = None if domain else obstacle(node.op, node.inputs, node.attrs)
+    reason = f": {reason}" if reason else ""
     return (
         f"no derivative for operator {domain}{node.op} (node {layer.name!r}, opset {graph.graph.opset}), which lies on the path "
-        f"{_trail(graph, path, layer)}. Explain another output (output=..., --output), attribute to a tensor behind it (such as "
-        f"wrt=[{layer.y.name!r}], --wrt {layer.y.name}), or add a derivative in graphattr/vjp"
+        f"{_trail(graph, path, layer)}{reason}. Explain another output (output=..., --output), attribute to a tensor behind it "
+        f"(such as wrt=[{layer.y.name!r}], --wrt {layer.y.name}), or add a derivative in graphattr/vjp"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from .graph import Array, Graph, Node, Value
 from .infer import Shape, make_attribute, read_type, schema_of
 from .source import array_of
 from .surgery import Table, captured
+
+# (g, op, inputs, output names, attrs, node name, declared types) -> outputs, or None to leave the node as it is
+Instead = Callable[..., Sequence[Value] | None]
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Tensor:
 
 
 # -- table -> graph -----------------------------------------------------------------------------------------------
-def freeze(table: Table) -> Graph:
-    """The table's content as a Graph, with ONNX's own types; names are the file's."""
+def freeze(table: Table, instead: Instead | None = None) -> Graph:
+    """The table's content as a Graph, with ONNX's own types; names are the file's. `instead` may write a node otherwise."""
     proto = table.model.graph
     g = Graph(table.opset, proto.name or "graph")
     g.reserve([t.name for t in proto.initializer] + [name for n in proto.node for name in (n.name, *n.output)])
@@ -50,7 +53,7 @@ def freeze(table: Table) -> Graph:
         for t in node.inputs:
             if t.name and t.name not in env and getattr(t, "_values", None) is not None:
                 env[t.name] = _constant(g, t, table)
-        _record(g, node, table.protos.get(id(node)), env, types, table)
+        _record(g, node, table.protos.get(id(node)), env, types, table, instead)
     for info in proto.output:
         if info.name not in env:
             held = next((t for t in proto.initializer if t.name == info.name), None)
@@ -101,7 +104,13 @@ def _stored(g: Graph, proto: onnx.TensorProto, folder: Path | None, name: str | 
 
 
 def _record(
-    g: Graph, node: Any, proto: onnx.NodeProto | None, env: dict[str, Value], types: Mapping[str, Any], table: Table
+    g: Graph,
+    node: Any,
+    proto: onnx.NodeProto | None,
+    env: dict[str, Value],
+    types: Mapping[str, Any],
+    table: Table,
+    instead: Instead | None,
 ) -> None:
     outputs = [t.name for t in node.outputs]
     attrs = _attributes(g, proto.attribute, env, table) if proto is not None else dict(node.attrs)
@@ -112,7 +121,11 @@ def _record(
     while inputs and inputs[-1] is None:
         inputs.pop()
     name = node.name or next((o for o in outputs if o), node.op)
-    made = g.record(node.op, inputs, outputs, attrs, name, node.domain or "", types)
+    made: Sequence[Value] | None = None
+    if instead is not None and node.domain in (None, "", "ai.onnx"):
+        made = instead(g, node.op, inputs, outputs, attrs, name, types)
+    if made is None:
+        made = g.record(node.op, inputs, outputs, attrs, name, node.domain or "", types)
     env.update((v.name, v) for v in made if v.name)
 
 

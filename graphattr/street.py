@@ -73,7 +73,7 @@ def street(model: Model, order: Order) -> Iterator[tuple[str, Any]]:
     yield "simplify", slim
     fast = lower(slim, order.lowering)
     yield "lower", fast
-    index = begin[1]
+    index = begin[1] if any(begin[1] in n.outputs for n in fast.nodes) else None  # nothing may have needed it
     if twin is not None:
         fast, index = twin.join(fast, request.wrt, index if request.target == "argmax" else None)
     manifest = manifest_of(canonical, graph, request, written, index, order.params, order.lowering)

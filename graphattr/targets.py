@@ -12,6 +12,7 @@ import numpy as np
 from .canonical import Canonical
 from .errors import TargetError, did_you_mean
 from .graph import Graph, Node, Value
+from .vjp import CONSTANT
 from .infer import shape_text
 
 TERMINAL = ("Softmax", "LogSoftmax", "Sigmoid")
@@ -117,7 +118,18 @@ def data_roots(canonical: Canonical, wrt: Sequence[Value]) -> list[Value]:
             if v not in leads:
                 leads.add(v)
                 stack.append(v)
-    return [*wrt, *(v for v in g.inputs if v.is_float and v in leads and v not in wrt)]
+    return [*wrt, *(v for v in _where_floats_begin(g) if v in leads and v not in wrt)]
+
+
+def _where_floats_begin(g: Graph) -> list[Value]:
+    """Float inputs, and float tensors made from integer inputs alone (embeddings)."""
+    reached, begin = set(g.inputs), [v for v in g.inputs if v.is_float]
+    for node in g.nodes:
+        if node.op not in CONSTANT and any(v in reached for v in node.uses):  # shapes and masks are no data
+            reached.update(node.outputs)
+            if not any(v in reached and v.is_float for v in node.uses):
+                begin.extend(v for v in node.outputs if v.is_float)
+    return begin
 
 
 # -- the target ---------------------------------------------------------------------------------------------------

@@ -52,7 +52,8 @@ def written(nodes, inputs, weights, r, dtype, opset, symbols):
 
 def explained(proto, inputs, r, dtype, wrt, method="lrp.attention", **params):
     made = graphattr.convert(proto, method=method, target="seed", wrt=wrt, **params).model
-    feeds = {k: v.astype(dtype) for k, v in {**inputs, "seed": r}.items()}
+    feeds = {k: v.astype(dtype) for k, v in inputs.items()}
+    feeds["seed"] = r.astype(np.float32 if dtype is np.float16 and "precision" not in params else dtype)
     if dtype is np.float64:
         return dict(zip((f"{v.name}" for v in made.graph.output), ReferenceEvaluator(made, new_ops=[Erf]).run(None, feeds)))
     session = engine.onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -175,7 +176,7 @@ def test_normalisation_in_half_precision(name):
     want = norm_case(name, 1e-6)[4]
     inputs = {"x": 300 * inputs["x"]}
     proto = written(nodes, inputs, weights, r, np.float16, opset, None)
-    found = explained(proto, inputs, r, np.float16, ["x"])["x_attribution"].astype(float)
+    found = explained(proto, inputs, r, np.float16, ["x"], precision="model")["x_attribution"].astype(float)
     assert np.abs(found - want["x"]).max() < 0.05 * np.abs(want["x"]).max()
 
 
@@ -205,7 +206,9 @@ def test_layer_norm_written_out():
 def test_rms_norm_written_out(end):
     x, r = draw(2, 3, 5, away=0.1), draw(2, 3, 5, seed=3)
     nodes = [node("Identity", "x", "d"), *SPREAD, *end, node("Mul", "z scale", "y")]
-    check(nodes, {"x": x}, SMALL | {"one": np.array(1.0), "scale": draw(5, seed=1, away=0.3)}, r, {"x": r})
+    weights = SMALL | {"one": np.array(1.0), "scale": draw(5, seed=1, away=0.3)}
+    for dtype in (np.float64, np.float32):  # the identity, up to the stabiliser of lrp.norm
+        close(explained(written(nodes, {"x": x}, weights, r, dtype, 17, None), {"x": x}, r, dtype, ["x"]), {"x": r}, 1e-4)
 
 
 # -- softmax ------------------------------------------------------------------------------------------------------
@@ -520,7 +523,6 @@ def test_nothing_flows_to_queries_and_keys_under_cp(names):
     assert found["v"].any()
 
 
-@pytest.mark.xfail(strict=True, raises=graphattr.errors.RunError, reason="no node makes the target's index where nothing arrives")
 def test_where_nothing_arrives_the_map_is_zero():
     x = draw(2, 4, WIDE, seed=7)
     proto = written(attention_nodes(), {"x": x}, attention_weights(), x, np.float32, 17, None)
@@ -529,13 +531,12 @@ def test_where_nothing_arrives_the_map_is_zero():
     assert not any(v.any() for v in found.values())
 
 
-@pytest.mark.xfail(strict=True, reason="a table of embeddings is no root of the data, so values count as weights of the queries")
 def test_asking_for_queries_alone_behind_a_table():
     """Relevance of a tensor does not depend on what else is asked for."""
     ids, table, r = np.array([[0, 3, 1, 2], [2, 2, 4, 0]]), draw(5, WIDE, seed=7), draw(2, 4, WIDE, seed=8)
     nodes, weights = [node("Gather", "table ids", "x"), *attention_nodes()], attention_weights() | {"table": table}
     cast = {k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in weights.items()}
-    proto = model(nodes, {"ids": (7, ids.shape)}, {"y": r.shape}, cast)
+    proto = model(nodes, {"ids": (7, list(ids.shape))}, {"y": list(r.shape)}, cast)
     for wrt in (["x", "q"], ["q"]):
         made = graphattr.convert(proto, method="lrp.attention", target="seed", wrt=wrt)
         found = graphattr.Explainer(made).session.run(["q_attribution"], {"ids": ids, "seed": r.astype(np.float32)})[0]
