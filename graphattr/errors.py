@@ -5,7 +5,6 @@ GraphattrError
     UnsupportedOp      no derivative or no rule for an operator on the path
     MethodError        unknown method or rule, bad parameter, no table line matched
     TargetError        a target, output or wrt that the model does not have
-    MissingFit         a rule needs learned parameters that were not given
     BuildError         an emitted node is not legal ONNX
     RunError           wrong feeds, or ONNX Runtime refused
     WriteError         the result could not be written
@@ -34,10 +33,6 @@ class MethodError(GraphattrError):
 
 
 class TargetError(GraphattrError):
-    pass
-
-
-class MissingFit(GraphattrError):
     pass
 
 
