@@ -100,22 +100,6 @@ STRUCTURE = {
     "Compress",
 }
 GATES = {"Sigmoid", "HardSigmoid", "Softmax"}
-NONNEGATIVE = {"Relu", "Sigmoid", "HardSigmoid", "Softplus", "Exp", "Softmax", "Abs", "Sqrt"}
-KEEPS_SIGN = {
-    "MaxPool",
-    "AveragePool",
-    "GlobalAveragePool",
-    "GlobalMaxPool",
-    "ReduceMean",
-    "ReduceSum",
-    "ReduceMax",
-    "Add",
-    "Mul",
-    "Sum",
-    "Mean",
-    "Max",
-    *(STRUCTURE - {"Where", "Pad", "ScatterElements", "ScatterND"}),
-}
 
 
 def kind_of(g: Graph, node: Node, data: set[Value]) -> str:
@@ -177,23 +161,3 @@ _BY_OPERANDS: dict[str, Callable[[Node, int, bool], str]] = {
     "Softmax": lambda node, n, first: "softmax",
     "LogSoftmax": lambda node, n, first: "other",
 }
-
-
-def nonnegative(g: Graph) -> frozenset[Value]:
-    """Values that cannot be negative, by the operators that made them."""
-    found: set[Value] = set()
-
-    def positive(v: Value | None) -> bool:
-        if v is None or v in found:
-            return True
-        data = v.data if v.is_const and v.shape is not None and len(v.shape) == 0 else None
-        return data is not None and bool(data >= 0)
-
-    for node in g.nodes:
-        if node.op in NONNEGATIVE or (
-            node.op in KEEPS_SIGN and all(positive(v) for v in node.inputs if v is not None and v.is_float)
-        ):
-            found.update(v for v in node.outputs if v.is_float)
-        elif node.op == "Clip" and len(node.inputs) > 1 and node.inputs[1] is not None and positive(node.inputs[1]):
-            found.add(node.outputs[0])
-    return frozenset(found)

@@ -12,8 +12,9 @@ import networkx as nx
 
 from .composites import elementwise_regions, is_complement
 from .graph import Graph, Node, Value
-from .kinds import CONVOLUTIONS, GATES, divisor, kind_of, nonnegative
+from .kinds import CONVOLUTIONS, GATES, divisor, kind_of
 from .normalisations import Norm, norm_regions
+from .signs import nonnegative
 from .vjp import depends, has_vjp, is_constant
 
 

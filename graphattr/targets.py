@@ -12,8 +12,8 @@ import numpy as np
 from .canonical import Canonical
 from .errors import TargetError, did_you_mean
 from .graph import Graph, Node, Value
-from .vjp import CONSTANT
 from .infer import shape_text
+from .vjp import CONSTANT
 
 TERMINAL = ("Softmax", "LogSoftmax", "Sigmoid")
 LOOK_THROUGH = ("Identity", "Reshape", "Squeeze", "Flatten", "Unsqueeze", "Cast", "Dropout")

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..graph import Graph, Node, Value
+from ..signs import Sign, signs
 from ..simplify import replay
 from .mask import STEEPEST
-from .signs import Sign, signs
 from .walk import Pass, Rewrite, is_image, number, per_channel
 
 BLOCK = 16

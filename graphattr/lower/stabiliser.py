@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..graph import Graph, Node, Value
+from ..signs import Sign, signs
 from .mask import STEEPEST
-from .signs import Sign, signs
 from .walk import Pass, Rewrite, is_image, number, per_channel
 
 

@@ -287,9 +287,9 @@ def test_values_that_cannot_be_negative():
     g, x = start()
     relu, pooled = g.Relu(x), g.MaxPool(g.Relu(x), kernel_shape=[2, 2])
     held = [relu, pooled, g.Sigmoid(x), g.Reshape(relu, [0, -1]), relu + g.Exp(x), relu * 2.0, g.Clip(x, 0.0, 6.0),
-            g.Concat(relu, g.Abs(x), axis=1), g.ReduceMean(relu, [2]), g.Softmax(x), g.Max(relu, 0.0)]
+            g.Concat(relu, g.Abs(x), axis=1), g.ReduceMean(relu, [2]), g.Softmax(x), g.Max(relu, 0.0), g.Conv(relu, np.abs(W))]
     free = [g.Tanh(x), g.LeakyRelu(x), relu - 1.0, relu + x, relu * -2.0, g.Clip(x, -1.0, 6.0), g.Neg(relu), g.LogSoftmax(x),
-            g.Conv(relu, W), g.Pad(relu, [0] * 8, -1.0), x * relu]
+            g.Conv(relu, W - 2), g.Pad(relu, [0] * 8, -1.0), x * relu]
     found = to_layers(g, [x]).nonnegative
     assert [v.name for v in held if v not in found] == []
     assert [v.name for v in free if v in found] == []

@@ -8,9 +8,10 @@ import onnxruntime as ort
 import pytest
 
 import graphattr
+from graphattr import signs
 from graphattr.errors import MethodError
 from graphattr.graph import Graph
-from graphattr.lower import TARGETS, lower, lowering_for, signs
+from graphattr.lower import TARGETS, lower, lowering_for
 from graphattr.onnxio import write_model
 from tests.unit.tiny import array, model, node
 

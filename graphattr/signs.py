@@ -6,7 +6,7 @@ import enum
 
 import numpy as np
 
-from ..graph import Graph, Node, Value
+from .graph import Graph, Node, Value
 
 SMALL = 1 << 16  # constants up to this many elements are looked at
 
@@ -30,33 +30,10 @@ class Sign(enum.Flag):
         return Sign.ANY if Sign.ANY in (self, other) else Sign.NONNEGATIVE if self == other else Sign.NONPOSITIVE
 
 
-NONNEGATIVE = {
-    "Relu",
-    "Sigmoid",
-    "HardSigmoid",
-    "Softplus",
-    "Exp",
-    "Softmax",
-    "Abs",
-    "Sqrt",
-    "ReduceSumSquare",
-    "ReduceL2",
-}
+NONNEGATIVE = {"Relu", "Sigmoid", "HardSigmoid", "Softplus", "Exp", "Softmax", "Abs", "Sqrt", "ReduceSumSquare", "ReduceL2"}
 POOLS = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
-MOVES = {
-    "Reshape",
-    "Flatten",
-    "Transpose",
-    "Squeeze",
-    "Unsqueeze",
-    "Slice",
-    "Split",
-    "Concat",
-    "Expand",
-    "Identity",
-    "Gather",
-    "Tile",
-}
+MOVES = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat", "Expand", "Tile"}
+MOVES |= {"Identity", "Dropout", "Cast", "CastLike", "Gather", "DepthToSpace", "SpaceToDepth"}
 SUMS = {"Add", "Sum", "Mean", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"}
 PRODUCTS = {"Mul", "Div", "Conv", "ConvTranspose", "MatMul", "Gemm"}  # sums of products; a third operand is added
 
@@ -72,6 +49,11 @@ def signs(g: Graph) -> dict[Value, Sign]:
         sign = _sign(node, [found.get(v, Sign.ANY) for v in operands]) if not node.domain else Sign.ANY
         found.update((v, sign) for v in (node.outputs if node.op == "Split" else node.outputs[:1]))
     return found
+
+
+def nonnegative(g: Graph) -> frozenset[Value]:
+    """Values that cannot be negative."""
+    return frozenset(v for v, sign in signs(g).items() if Sign.NONNEGATIVE in sign)
 
 
 def _sign(node: Node, data: list[Sign]) -> Sign:
@@ -94,21 +76,15 @@ def _sign(node: Node, data: list[Sign]) -> Sign:
         product = data[0] * data[1]
         return product & data[2] if len(data) > 2 else product
     if node.op == "Clip":
-        return (
-            Sign.NONNEGATIVE
-            if len(data) > 1 and node.inputs[1] is not None and Sign.NONNEGATIVE in data[1]
-            else Sign.ANY
-        )
+        bounded = len(data) > 1 and node.inputs[1] is not None and Sign.NONNEGATIVE in data[1]
+        return Sign.NONNEGATIVE if bounded else Sign.ANY
     return -data[0] if node.op == "Neg" else Sign.ANY
 
 
 def _sign_of_constant(v: Value) -> Sign:
     sizes = [d for d in v.shape or () if isinstance(d, int)]
-    data = (
-        v.data
-        if v.shape is not None and len(sizes) == len(v.shape) and np.prod(sizes, dtype=np.int64) <= SMALL
-        else None
-    )
+    small = v.shape is not None and len(sizes) == len(v.shape) and np.prod(sizes, dtype=np.int64) <= SMALL
+    data = v.data if small else None
     return Sign.ANY if data is None else _sign_of(data)
 
 
