@@ -11,13 +11,16 @@ import onnx
 from .canonical import canonicalise
 from .errors import MethodError
 from .export import Explanation
+from .foreign import EDITS
 from .infer import schema_of
 from .lower import lowering_for
 from .method import load_method, method_names
+from .recurrent import DEFAULTS
 from .rule import REGISTRY, describe, load_rules
 from .runtime import Attribution, Explainer
 from .source import read
 from .street import MethodLike, Model, Order, methods_of, street
+from .upgrade import MAX_OPSET, REPLACED
 from .vjp import CONSTANT, VJPS
 
 
@@ -178,19 +181,26 @@ def rules() -> list[dict[str, Any]]:
     ]
 
 
-def operators(opset: int = 22) -> list[dict[str, Any]]:
-    """Every standard operator: "derivative" (ours), "body" (by its ONNX function body), "zero" or "none"."""
+def operators(opset: int = MAX_OPSET) -> list[dict[str, Any]]:
+    """Every operator that is known: name (with the domain of foreign ones), how it is differentiated, since which opset.
+
+    derivative: "derivative" (ours), "body" (by its ONNX function body), "rewritten" (as other operators, before anything else),
+    "zero", or "none" (refused on the path).
+    """
+    standard = sorted({s.name for s in onnx.defs.get_all_schemas() if not s.domain})
+    foreign = sorted(f"{domain}:{op}" for domain, op in EDITS if domain)
     found = []
-    for name in sorted({s.name for s in onnx.defs.get_all_schemas() if not s.domain}):
+    for name in [*standard, *foreign]:
         schema = schema_of(name, "", opset) or schema_of(name, "", onnx.defs.onnx_opset_version())
-        status = (
-            "derivative"
-            if name in VJPS
-            else "zero"
-            if name in CONSTANT
-            else "body"
-            if schema is not None and (schema.has_function or schema.has_context_dependent_function)
-            else "none"
-        )
-        found.append({"name": name, "derivative": status, "since": schema.since_version if schema is not None else None})
+        found.append({"name": name, "derivative": _status(name, schema), "since": schema.since_version if schema else None})
     return found
+
+
+def _status(name: str, schema: Any) -> str:
+    if name in VJPS:
+        return "derivative"
+    if name in CONSTANT:
+        return "zero"
+    if ":" in name or ("", name) in EDITS or name in DEFAULTS or name in REPLACED:
+        return "rewritten"
+    return "body" if schema is not None and (schema.has_function or schema.has_context_dependent_function) else "none"

@@ -16,7 +16,7 @@ from .rewrite import Book, Edit, Pen, attribute, drop, edit, put, refill, set_in
 from .tensors import Array
 from .wellformed import MAX_IR, MAX_OPSET, default_opset
 
-__all__ = ["MAX_IR", "MAX_OPSET", "upgrade"]
+__all__ = ["MAX_IR", "MAX_OPSET", "REPLACED", "upgrade"]
 
 MIN_OPSET = 7
 DEFAULT = ("", "ai.onnx")
@@ -223,6 +223,8 @@ def scan(pen: Pen, n: NodeProto) -> None:
     raise ModelError(f"Scan {pen.stem!r} is of opset 8, whose batched form later versions do not have; "
                      "export the model at opset 9 or above")
 
+
+REPLACED = {"Scatter", "Upsample"}  # have no newer spelling of their name
 
 STEPS: dict[str, list[tuple[int, Edit]]] = {
     "BatchNormalization": [(9, batchnorm_spatial), (14, batchnorm_outputs)],

@@ -8,7 +8,7 @@ from ..rewrite import Book, Edit, Pen, edit, scopes
 from ..wellformed import default_opset
 from . import fused, learners, quantised
 
-__all__ = ["standardise"]
+__all__ = ["EDITS", "standardise"]
 
 EDITS: dict[tuple[str, str], Edit] = {**learners.EDITS, **fused.EDITS, **quantised.EDITS}
 """(domain, operator) -> rewrite. One that writes nothing leaves the node as it is."""

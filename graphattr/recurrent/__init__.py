@@ -17,7 +17,7 @@ from .call import Call, obstacle
 from .cells import DEFAULTS
 from .direction import Run, run
 
-__all__ = ["obstacle", "write_out"]
+__all__ = ["DEFAULTS", "obstacle", "write_out"]
 
 Types = Mapping[str, tuple[Any, Shape | None]]
 
