@@ -83,7 +83,7 @@ def catalogue_table(what: str, entries: Sequence[Mapping[str, Any]]) -> None:
     if what == "operators":
         table = _table("operator", "derivative", "since opset")
         for e in entries:
-            table.add_row(e["name"], e["derivative"], str(e["since"]))
+            table.add_row(e["name"], e["derivative"], str(e["since"] or ""))
     else:
         table = _table(what[:-1], "summary", "parameters ")
         for e in entries:
