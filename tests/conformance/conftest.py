@@ -1,4 +1,4 @@
-"""zennit imports torchvision for two class names; beside a CPU build of torch its compiled operators cannot load, and need not."""
+"""zennit imports torchvision for two class names; beside a CPU torch its compiled operators cannot load, and need not."""
 
 import contextlib
 
