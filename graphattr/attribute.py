@@ -12,7 +12,7 @@ from .fn import reapply
 from .graph import Graph, Value
 from .layers import LayerGraph
 from .method import Bound, Method, Plan, plan
-from .rule import REGISTRY, per_sample_sum
+from .rule import REGISTRY, constant_like, per_sample_sum
 from .targets import NO_RANK, Explained, Target, one_hot
 from .vjp import total
 
@@ -113,8 +113,6 @@ def _finish(g: Graph, method: Method, x: Value, maps: tuple[Value, ...], referen
     if isinstance(params.get("baselines"), str):
         params["baselines"] = references[x] = baseline_input(g, x)
     elif params.get("baselines") is not None:
-        from .rule import constant_like
-
         try:
             params["baselines"] = references[x] = constant_like(g, x, params["baselines"])
         except MethodError as e:

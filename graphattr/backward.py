@@ -11,7 +11,7 @@ from .fn import Site
 from .graph import Graph, Value
 from .infer import Shape, shape_text
 from .layers import Layer, LayerGraph
-from .method import Plan
+from .method import Bound, Plan
 from .vjp import fit, total
 
 
@@ -48,7 +48,7 @@ def backward(
         entry = Entry(layer.name, [r for r in rs if r is not None])
         site = Site(g, layer, graph, wanted, entry.absorbed if ledger is not None else None)
         with g.scope(f"{layer.name}/{bound.rule.name}"):
-            shares = _apply(g, site, bound.rule.name, plan, rs)
+            shares = _apply(g, site, bound, rs)
         for x, share in zip(layer.xs, shares, strict=True):
             if x in wanted and share is not None:
                 arriving.setdefault(x, []).append(share)
@@ -58,10 +58,9 @@ def backward(
     return {v: r for v in wrt if (r := total(g, arriving.get(v, []))) is not None}
 
 
-def _apply(g: Graph, site: Site, rule: str, plan: Plan, rs: Sequence[Value | None]) -> list[Value | None]:
+def _apply(g: Graph, site: Site, bound: Bound, rs: Sequence[Value | None]) -> list[Value | None]:
     """The rule's result as one share per data input, each of its input's shape; None where nothing is sent."""
-    bound = plan[site.layer.name]
-    where = f"rule {rule!r} at layer {site.layer.name!r} ({site.layer.op}; {bound.line})"
+    where = f"rule {bound.rule.name!r} at layer {site.layer.name!r} ({site.layer.op}; {bound.line})"
     try:
         out = bound.rule.apply(g, site, rs[0] if len(rs) == 1 else tuple(rs), **bound.params)
         shares = list(out) if isinstance(out, (tuple, list)) else [out]

@@ -63,13 +63,7 @@ class Explanation:
 
 def export(g: Graph, source: Source, model: onnx.ModelProto, manifest: Mapping[str, Any]) -> Explanation:
     """Write the graph as a model that keeps the source's metadata, domains, doc strings and quantisation annotations."""
-    proto = onnx.ModelProto(
-        producer_name=model.producer_name,
-        producer_version=model.producer_version,
-        domain=model.domain,
-        model_version=model.model_version,
-        doc_string=model.doc_string,
-    )
+    proto = _header(model)
     embed = sum(t.stored_bytes for t in stored_tensors(g)) <= EMBED_LIMIT
     write_graph(g, proto.graph, embed)
     proto.graph.value_info.extend(named_axes(g))
@@ -99,6 +93,17 @@ def name_outputs(g: Graph, added: Sequence[tuple[str, Value]]) -> None:
             )
         taken.add(name)
         g.outputs.append((name, value))
+
+
+def _header(model: onnx.ModelProto) -> onnx.ModelProto:
+    """What a model says of itself: producer, domain, version, doc string."""
+    return onnx.ModelProto(
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+        domain=model.domain,
+        model_version=model.model_version,
+        doc_string=model.doc_string,
+    )
 
 
 def read_manifest(model: onnx.ModelProto) -> dict[str, Any] | None:
@@ -152,11 +157,17 @@ def write_atomically(path: Path, chunks: Iterator[bytes] | Sequence[bytes]) -> N
         with os.fdopen(handle, "wb") as f:
             for chunk in chunks:
                 f.write(chunk)
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _is_external(t: onnx.TensorProto) -> bool:
@@ -195,14 +206,8 @@ def _save_with_data(model: onnx.ModelProto, folder: Path | None, path: Path) -> 
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    header = onnx.ModelProto(
-        ir_version=model.ir_version,
-        producer_name=model.producer_name,
-        producer_version=model.producer_version,
-        domain=model.domain,
-        model_version=model.model_version,
-        doc_string=model.doc_string,
-    )
+    header = _header(model)
+    header.ir_version = model.ir_version
     header.opset_import.extend(model.opset_import)
     header.metadata_props.extend(model.metadata_props)
     graph = header.graph

@@ -115,11 +115,9 @@ class Site:
 
     def _through_tail(self, z: Value) -> Value:
         """The tail at z instead of the layer's own product; the coefficients stay."""
-        stands: dict[Value | None, Value] = {self._inner: z}
+        stands = {self._inner: z}
         for node in self.layer.tail:
-            inputs, n = [stands.get(v, v) if v is not None else None for v in node.inputs], len(node.outputs)
-            made = self.g.emit(node.op, *inputs, n_outputs=n, out_shape=node.outputs[0].shape, **node.attrs)
-            stands.update(zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=True))
+            _emit_anew(self.g, node, stands)
             z = stands[node.outputs[0]]
         return z
 
@@ -151,12 +149,12 @@ def reapply(g: Graph, y: Value, at: Mapping[Value, Value]) -> Value:
             stack.extend(v for v in node.uses if v not in at)
     for node in [n for n in g.nodes if id(n) in needed]:
         if any(v in stands for v in node.inputs if v is not None):
-            made = g.emit(
-                node.op,
-                *(stands.get(v, v) if v is not None else None for v in node.inputs),
-                n_outputs=len(node.outputs),
-                out_shape=node.outputs[0].shape,
-                **node.attrs,
-            )
-            stands.update(zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=True))
+            _emit_anew(g, node, stands)
     return stands.get(y, y)
+
+
+def _emit_anew(g: Graph, node: Node, stands: dict[Value, Value]) -> None:
+    """The node at what stands for its inputs; its new outputs then stand for the old ones."""
+    inputs = (stands.get(v, v) if v is not None else None for v in node.inputs)
+    made = g.emit(node.op, *inputs, n_outputs=len(node.outputs), out_shape=node.outputs[0].shape, **node.attrs)
+    stands.update(zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=True))

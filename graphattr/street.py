@@ -110,10 +110,9 @@ def methods_of(method: MethodLike | Sequence[MethodLike], params: Mapping[str, A
 
 
 def _check_input_names(g: Graph, target: Target, wrt: Sequence[Value], params: Mapping[str, Any]) -> None:
-    ours = [str(target)] if target in ("input", "seed") else []
-    ours = ["target" if n == "input" else n for n in ours] + (
-        [f"{v.name}_baseline" for v in wrt] if isinstance(params.get("baselines"), str) else []
-    )
+    ours = {"input": ["target"], "seed": ["seed"]}.get(str(target), [])
+    if isinstance(params.get("baselines"), str):
+        ours = [*ours, *(f"{v.name}_baseline" for v in wrt)]
     for name in ours:
         if name in g.names:
             raise TargetError(

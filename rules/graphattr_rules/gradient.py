@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from graphattr.rule import Graph, Operand, Out, Site, Value, constant_like, finish, rule
+from graphattr.rule import Graph, Operand, Out, Site, Value, finish, rule
 
 
 @rule("gradient")
@@ -21,11 +21,14 @@ def raw(g: Graph, x: Value, maps: tuple[Value, ...]) -> Value:
 def times_input(
     g: Graph, x: Value, maps: tuple[Value, ...], *, baselines: Operand | Literal["input"] | Value | None = None
 ) -> Value:
-    """(x - baselines) * gradient. `baselines`: a number, one per channel, an array, or "input" for a graph input."""
+    """(x - baselines) * gradient. `baselines`: a number, one per channel, an array, or "input" for a graph input.
+
+    Whatever the caller gave arrives here as a Value of the graph.
+    """
     if baselines is None:
         return x * maps[0]
-    reference = baselines if isinstance(baselines, Value) else constant_like(g, x, baselines)  # type: ignore[arg-type]
-    return (x - reference) * maps[0]
+    assert isinstance(baselines, Value)
+    return (x - baselines) * maps[0]
 
 
 @finish("maybe_times_input")
