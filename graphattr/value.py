@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 Attr: TypeAlias = Any  # int, float, str, list of these, array, Graph, or a raw AttributeProto kept as it came
+FLOATS = {"float16", "bfloat16", "float32", "float64"}
 Operand: TypeAlias = "Value | Array | float | int | bool | Sequence[int] | Sequence[float] | None"
 
 
@@ -56,7 +57,7 @@ class Value:
 
     @property
     def is_float(self) -> bool:
-        return self.dtype is not None and (self.dtype.kind == "f" or self.dtype.name == "bfloat16")
+        return self.dtype is not None and self.dtype.name in FLOATS  # not float8: those are levels, without arithmetic
 
     @property
     def rank(self) -> int:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
-import ml_dtypes
 from onnx.helper import np_dtype_to_tensor_dtype
 
 from ..errors import UnsupportedOp
@@ -241,7 +239,7 @@ def where(g: Graph, n: Node, dy: Value) -> tuple[Value | None, ...]:
     return (None, g.Where(condition, dy, 0.0), g.Where(condition, 0.0, dy))
 
 
-# -- types and quantisation ---------------------------------------------------------------------------------------
+# -- types --------------------------------------------------------------------------------------------------------
 @vjp("Cast", "CastLike", "Identity")
 def cast(g: Graph, n: Node, dy: Value) -> tuple[Value, ...]:
     """dx = dy; `fit` gives it the dtype of x."""
@@ -255,43 +253,3 @@ def dropout(g: Graph, n: Node, dy: Value) -> tuple[Value, ...]:
     if training is not None and (training.data is None or training.data.any()):
         raise UnsupportedOp(f"Dropout node {n.name!r} may be in training mode; export the model for inference")
     return (dy,)
-
-
-@vjp("DequantizeLinear")
-def dequantize(g: Graph, n: Node, dy: Value) -> tuple[Value | None, ...]:
-    """y = (x - zero) scale, with x taken for a real number: dx = dy scale, dscale = dy (x - zero)."""
-    x, scale, zero = (*n.inputs, None)[:3]
-    assert x is not None
-    assert scale is not None
-    level = typed_like(g, x, scale)
-    if zero is not None:
-        level = level - along_axis(g, n, typed_like(g, zero, scale))
-    return (dy * along_axis(g, n, scale), dy * level if 1 in n.needs else None)
-
-
-@vjp("QuantizeLinear")
-def quantize(g: Graph, n: Node, dy: Value) -> tuple[Value, ...]:
-    """Straight through the rounding: dx = dy / scale where y is not saturated, else 0."""
-    x, scale, zero = (*n.inputs, None)[:3]
-    assert x is not None
-    assert scale is not None
-    y, step = n.outputs[0].dtype, along_axis(g, n, typed_like(g, scale, x))
-    if y is None or "int" not in y.name:
-        return (dy / step,)
-    level = g.Round(x / step)
-    if zero is not None:
-        level = level + along_axis(g, n, typed_like(g, zero, x))
-    limits: Any = ml_dtypes.iinfo(y)  # type: ignore[no-untyped-call]
-    return (g.Where(g.And(level >= float(limits.min), level <= float(limits.max)), dy / step, 0.0),)
-
-
-def along_axis(g: Graph, n: Node, v: Value) -> Value:
-    """A scale or zero point, shaped to be broadcast along the node's axis."""
-    x = n.inputs[0]
-    assert x is not None
-    if n.attrs.get("block_size"):
-        raise UnsupportedOp(f"{n.op} node {n.name!r} quantises in blocks, which has no derivative")
-    if v.rank == 0 or v.shape == (1,):
-        return v
-    axis = n.attrs.get("axis", 1)
-    return g.Reshape(v, [-1] + [1] * (x.rank - 1 - axis % x.rank))

@@ -10,7 +10,7 @@ import pytest
 from graphattr.errors import UnsupportedOp
 from graphattr.graph import Graph
 from graphattr.vjp import pullback
-from tests.vjp.checking import Case, case, check_case, evaluate, gradient, rows, sampler
+from tests.vjp.checking import Case, case, check_case, gradient, rows, sampler
 
 draw = sampler(1)
 
@@ -133,38 +133,6 @@ def test_powers_at_zero() -> None:
 def test_where_the_log_of_a_negative_base_would_be_nan() -> None:
     dx, dp = gradient(lambda g, x, p: g.Pow(x, p), np.array([-2.0]), np.array([2.0]))
     assert (dx, dp) == (-4, 0)
-
-
-def test_quantisation_is_straight_through() -> None:
-    def build(g: Graph, x: Any, scale: Any) -> Any:
-        zero = g.const(np.array([1, -1], np.int8))
-        return g.DequantizeLinear(g.QuantizeLinear(x, scale, zero, axis=0), scale, zero, axis=0)
-    x, scale = np.array([[0.1, 200], [-0.3, -200]]), np.array([0.5, 1.0])
-    for opset in (19, 21, 23):
-        g = Graph(opset)
-        v = g.input("x", "float32", (2, 2))
-        y = build(g, v, g.const(scale.astype(np.float32)))
-        dy = g.input("dy", "float32", (2, 2))
-        dx = pullback(g, {y: dy}, [v])[v]
-        got = evaluate(g, dx, x=x.astype(np.float32), dy=np.float32([[1, 2], [3, 4]]))
-        np.testing.assert_array_equal(got, [[1, 0], [3, 0]])
-
-
-def test_dequantised_weights() -> None:
-    g = Graph(21)
-    q, scale, dy = g.input("q", "int8", (2, 3)), g.input("scale", "float32", (3,)), g.input("dy", "float32", (2, 3))
-    y = g.DequantizeLinear(q, scale, g.const(np.array([1, 2, 3], np.int8)), axis=-1)
-    weights = np.arange(6, dtype=np.int8).reshape(2, 3)
-    got = evaluate(g, pullback(g, {y: dy}, [scale])[scale], q=weights, dy=np.ones((2, 3), np.float32))
-    np.testing.assert_array_equal(got, (weights - [1, 2, 3]).sum(0))
-
-
-def test_quantisation_in_blocks_is_refused() -> None:
-    g = Graph(21)
-    q, scale = g.input("q", "int8", (4, 3)), g.input("scale", "float32", (2, 3))
-    y = g.DequantizeLinear(q, scale, axis=0, block_size=2)
-    with pytest.raises(UnsupportedOp, match="blocks"):
-        pullback(g, {y: y}, [scale])
 
 
 def test_dropout_in_training_is_refused() -> None:
