@@ -10,7 +10,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, overload
 
 import numpy as np
@@ -76,10 +76,13 @@ class Graph:
         self._seen: dict[Any, tuple[Value, ...]] = {}
         self._names: set[str] = set() if self.parent is None else self.parent._names
         self._counter: Iterator[int] = itertools.count() if self.parent is None else self.parent._counter
+        self.depth: int = 0 if self.parent is None else self.parent.depth + 1
         self._scope: str = ""
         self._source_names: set[str] = set()
         # what a linear operator makes -> the nodes behind it that belong to its layer (see `Layer.tail`)
         self.tails: dict[Value, tuple[Node, ...]] = {}
+        # a Loop or Scan -> the same one that also shows the state before each step (see `vjp/control.py`)
+        self.stacked: dict[Node, Node] = {}
 
     # -- names ------------------------------------------------------------------------------------------------
     def fresh(self, base: str) -> str:
@@ -249,6 +252,45 @@ class Graph:
         for node in self.nodes:
             yield from (v for v in node.uses if v.graph is not self)
         yield from (v for _, v in self.outputs if v.graph is not self)
+
+    def copy(self, nodes: Sequence[Node], stands: dict[Value, Value]) -> list[Node]:
+        """Nodes of another tape written here as they are, reading what stands for their inputs; `stands` learns their outputs."""
+        made = []
+        for node in nodes:
+            outputs = tuple(
+                Value(self.fresh(v.name) if v.name else "", v.dtype, v.shape, self, None, v.content) for v in node.outputs
+            )
+            inputs = tuple(None if v is None else self._here(v, stands) for v in node.inputs)
+            new = replace(node, inputs=inputs, outputs=outputs, attrs=self._rebound(node.attrs, stands))
+            stands.update(zip(node.outputs, outputs, strict=True))
+            self.nodes.append(new)
+            self._producer.update(dict.fromkeys(outputs, new))
+            made.append(new)
+        return made
+
+    def copy_of_body(self, body: Graph, stands: Mapping[Value, Value]) -> Graph:
+        """A body for a node of this graph that does what `body` does, reading what stands for the values around it."""
+        new, inner = self.subgraph(body.name), dict(stands)
+        inner.update((v, new.input(new.fresh(v.name), v.dtype, v.shape)) for v in body.inputs)
+        new.copy_all(body, inner)
+        new.outputs = [(name, new._here(v, inner)) for name, v in body.outputs]
+        return new
+
+    def copy_all(self, body: Graph, stands: dict[Value, Value]) -> None:
+        """All nodes of a body written here, and what is known of them."""
+        made = dict(zip(body.nodes, self.copy(body.nodes, stands), strict=True))
+        self.tails.update((stands[a], tuple(made[n] for n in tail)) for a, tail in body.tails.items())
+
+    def _here(self, v: Value, stands: dict[Value, Value]) -> Value:
+        """What stands for v; a constant of another body is written anew."""
+        if v not in stands and v.is_const and v.graph.parent is not None and v.graph is not self:
+            stands[v] = replace(v, graph=self, name=self.fresh(v.name))
+        return stands.get(v, v)
+
+    def _rebound(self, attrs: Mapping[str, Attr], stands: Mapping[Value, Value]) -> Mapping[str, Attr]:
+        if not any(isinstance(a, Graph) for a in attrs.values()):
+            return attrs
+        return {k: self.copy_of_body(a, stands) if isinstance(a, Graph) else a for k, a in attrs.items()}
 
 
 def _refine(shape: Shape | None, other: Shape | None, name: str) -> Shape | None:

@@ -53,7 +53,7 @@ def infer(
     if schema is None or any(v is not None and v.dtype is None for v in inputs):
         return unknown
     if any(_is_body(a) for a in attrs.values()):
-        return _of_bodies(op, attrs, n_outputs)
+        return _of_bodies(op, inputs, attrs, n_outputs)
     key = _key(op, opset, inputs, attrs, n_outputs)
     if key is None or key not in _cache:
         try:
@@ -124,17 +124,43 @@ def _is_body(attr: Any) -> bool:
     return hasattr(attr, "captured")
 
 
-def _of_bodies(op: str, attrs: Mapping[str, Any], n_outputs: int) -> list[Inferred]:
-    """An If has what both branches agree on; of Loop and Scan only the dtypes are certain."""
+def _of_bodies(op: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any], n_outputs: int) -> list[Inferred]:
+    """An If has what both branches agree on; a Loop's and a Scan's state what its first value and the body agree on."""
     bodies = [[v for _, v in a.outputs] for a in attrs.values() if _is_body(a)]
-    found: list[Inferred] = []
-    for same in zip(*(b[-n_outputs:] for b in bodies), strict=False):
-        dtypes, shapes = {v.dtype for v in same}, [v.shape for v in same]
-        shape = None
-        if op == "If" and None not in shapes and len({len(s) for s in shapes}) == 1:
-            shape = tuple(dims[0] if len(set(dims)) == 1 else None for dims in zip(*shapes, strict=True))
-        found.append((dtypes.pop() if len(dtypes) == 1 else None, shape, None))
-    return (found + [(None, None, None)] * n_outputs)[:n_outputs]
+    if op == "If":
+        found = [_agreed(same) for same in zip(*bodies, strict=False)]
+        return (found + [(None, None, None)] * n_outputs)[:n_outputs]
+    shown = bodies[0][1:] if op == "Loop" else bodies[0]
+    inits = [v for v in (inputs[2:] if op == "Loop" else inputs[: len(inputs) - attrs["num_scan_inputs"]]) if v is not None]
+    axes = attrs.get("scan_output_axes") or [0] * len(shown)
+    steps = None if op == "Loop" else _steps(inputs[len(inits) :], attrs)
+    return [
+        _agreed([v, inits[i]]) if i < len(inits) else (v.dtype, _with_axis(v.shape, axes[i - len(inits)], steps), None)
+        for i, v in enumerate(shown[:n_outputs])
+    ]
+
+
+def _agreed(same: Sequence[Value]) -> Inferred:
+    """The type that several values have in common."""
+    dtypes, shapes = {v.dtype for v in same}, [v.shape for v in same if v.shape is not None]
+    shape: Shape | None = None
+    if len(shapes) == len(same) and len({len(s) for s in shapes}) == 1:
+        shape = tuple(dims[0] if len(set(dims)) == 1 else None for dims in zip(*shapes, strict=True))
+    return dtypes.pop() if len(dtypes) == 1 else None, shape, None
+
+
+def _steps(xs: Sequence[Value | None], attrs: Mapping[str, Any]) -> Dim:
+    """The number of steps of a Scan."""
+    axes = attrs.get("scan_input_axes") or [0] * len(xs)
+    found = [v.shape[axis] for v, axis in zip(xs, axes, strict=True) if v is not None and v.shape is not None]
+    return next((d for d in found if isinstance(d, int)), found[0] if found else None)
+
+
+def _with_axis(shape: Shape | None, axis: int, size: Dim) -> Shape | None:
+    if shape is None:
+        return None
+    at = axis % (len(shape) + 1)
+    return (*shape[:at], size, *shape[at:])
 
 
 def make_attribute(name: str, value: Any, schema: Any = None) -> onnx.AttributeProto:
@@ -194,6 +220,10 @@ def _certain(op: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any], 
         return _broadcast(x.shape, target)
     if op.startswith("Reduce") and shape is None and attrs.get("keepdims", 1):
         return (None,) * len(x.shape)
+    if op == "DFT" and shape is None:
+        return (None,) * (len(x.shape) - 1) + (1 if attrs.get("inverse") and attrs.get("onesided") else 2,)
+    if op == "STFT":  # ONNX's inference takes a missing `onesided` for 0
+        return (x.shape[0], shape[1] if shape else None, shape[2] if shape and "onesided" in attrs else None, 2)
     if op == "Resize" and shape is not None:
         return _resized(x.shape, inputs, attrs, shape)
     if op in WINDOWED and shape is not None and (None in shape or attrs.get("ceil_mode")):

@@ -165,16 +165,18 @@ def _constant_node(g: Graph, name: str, attrs: Mapping[str, Any], table: Table) 
 
 
 def _body(g: Graph, proto: onnx.GraphProto, outer: Mapping[str, Value], table: Table) -> Graph:
-    """A Loop, If or Scan body: its own tape, reading the outer one."""
-    body = Graph(g.opset, proto.name, g)
+    """A Loop, If or Scan body: its own tape, reading the outer one. Its constants belong to the outermost graph."""
+    body, root = Graph(g.opset, proto.name, g), g
+    while root.parent is not None:
+        root = root.parent
     types = {v.name: _declared(v) for v in [*proto.input, *proto.value_info, *proto.output]}
     env = dict(outer)
-    env.update((t.name, _stored(body, t, table.source.folder)) for t in proto.initializer)
+    env.update((t.name, _stored(root, t, table.source.folder, root.fresh(t.name))) for t in proto.initializer)
     env.update((v.name, body.input(v.name, *types[v.name])) for v in proto.input)
     for node in proto.node:
         attrs = _attributes(body, node.attribute, env, table)
         if node.op_type == "Constant" and not node.domain:
-            env[node.output[0]] = _constant_node(body, node.output[0], attrs, table)
+            env[node.output[0]] = _constant_node(root, root.fresh(node.output[0]), attrs, table)
             continue
         made = body.record(
             node.op_type,

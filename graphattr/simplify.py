@@ -24,7 +24,7 @@ def with_nodes(g: Graph, nodes: Sequence[Node], outputs: Iterable[tuple[str, Val
     new = dataclasses.replace(
         g, nodes=list(nodes), outputs=list(g.outputs if outputs is None else outputs), inputs=list(g.inputs)
     )
-    new._names, new._counter, new._source_names = g._names, g._counter, g._source_names
+    new._names, new._counter, new._source_names, new.stacked = g._names, g._counter, g._source_names, g.stacked
     new._producer = {v: n for n in nodes for v in n.outputs}
     return new
 
@@ -79,6 +79,20 @@ def _key(n: Node) -> object:
     return n.op, n.inputs, tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in n.attrs.items()))
 
 
+def share_loops(g: Graph) -> Graph:
+    """A Loop or Scan that was written once more to show its states takes the first one's place."""
+    there = set(g.nodes)
+    twins = {node: twin for node, twin in g.stacked.items() if twin in there}
+    later = set(twins.values())
+
+    def both(node: Node) -> Node:
+        twin = twins.get(node)
+        outputs = node.outputs if twin is None else (*node.outputs, *twin.outputs[len(node.outputs) :])
+        return node if twin is None else dataclasses.replace(twin, outputs=outputs, name=node.name)
+
+    return with_nodes(g, [both(n) for n in g.nodes if n not in later]) if twins else g
+
+
 def simplify(g: Graph) -> Graph:
     """All of the above."""
-    return prune(share_pools(prune(g)))
+    return prune(share_pools(share_loops(prune(g))))

@@ -86,26 +86,31 @@ class Value:
 
     __array_ufunc__ = None  # array + value is a node, not an array of nodes
 
+    def _with(self, op: str, other: Operand) -> Value:
+        """op(self, other), in the inner one of their graphs: a body may read what encloses it, not the other way round."""
+        g = other.graph if isinstance(other, Value) and other.graph.depth > self.graph.depth else self.graph
+        return g.emit(op, self, other)
+
     def __add__(self, other: Operand) -> Value:
-        return self.graph.emit("Add", self, other)
+        return self._with("Add", other)
 
     def __radd__(self, other: Operand) -> Value:
         return self.graph.emit("Add", other, self)
 
     def __sub__(self, other: Operand) -> Value:
-        return self.graph.emit("Sub", self, other)
+        return self._with("Sub", other)
 
     def __rsub__(self, other: Operand) -> Value:
         return self.graph.emit("Sub", other, self)
 
     def __mul__(self, other: Operand) -> Value:
-        return self.graph.emit("Mul", self, other)
+        return self._with("Mul", other)
 
     def __rmul__(self, other: Operand) -> Value:
         return self.graph.emit("Mul", other, self)
 
     def __truediv__(self, other: Operand) -> Value:
-        return self.graph.emit("Div", self, other)
+        return self._with("Div", other)
 
     def __rtruediv__(self, other: Operand) -> Value:
         return self.graph.emit("Div", other, self)
@@ -114,13 +119,13 @@ class Value:
         return self.graph.emit("Neg", self)
 
     def __gt__(self, other: Operand) -> Value:
-        return self.graph.emit("Greater", self, other)
+        return self._with("Greater", other)
 
     def __lt__(self, other: Operand) -> Value:
-        return self.graph.emit("Less", self, other)
+        return self._with("Less", other)
 
     def __ge__(self, other: Operand) -> Value:
-        return self.graph.emit("GreaterOrEqual", self, other)
+        return self._with("GreaterOrEqual", other)
 
     def __le__(self, other: Operand) -> Value:
-        return self.graph.emit("LessOrEqual", self, other)
+        return self._with("LessOrEqual", other)

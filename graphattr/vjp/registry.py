@@ -24,15 +24,19 @@ from ..graph import Graph, Node, Value
 from ..infer import schema_of
 
 Vjp = Callable[..., Sequence[Value | None]]
+Pairs = list[tuple[Value, Value]]  # (value, its cotangent)
 
 VJPS: dict[str, Vjp] = {}
 MANY: set[str] = set()
+CONTROL = {"If", "Loop", "Scan"}  # operators with bodies: see `control.py`
 
 # Operators with a derivative of zero (or none at all): said, not left out.
 CONSTANT: set[str] = {
     "And",
     "ArgMax",
     "ArgMin",
+    "Bernoulli",
+    "BitCast",
     "BitShift",
     "BitwiseAnd",
     "BitwiseNot",
@@ -51,11 +55,11 @@ CONSTANT: set[str] = {
     "IsNaN",
     "Less",
     "LessOrEqual",
+    "MelWeightMatrix",
     "Multinomial",
     "NonMaxSuppression",
     "NonZero",
     "Not",
-    "OneHot",
     "Or",
     "RandomNormal",
     "RandomNormalLike",
@@ -67,9 +71,9 @@ CONSTANT: set[str] = {
     "Sign",
     "Size",
     "Xor",
-    "Bernoulli",
-    "Unique",
 }
+# Outputs that count as constants though the operator has a derivative: the range that a dynamic quantisation chose.
+CONSTANT_OUTPUTS = {"DynamicQuantizeLinear": (1, 2)}
 
 
 def vjp(*ops: str, many: bool = False) -> Callable[[Vjp], Vjp]:
@@ -102,7 +106,14 @@ def vjp_of(g: Graph, node: Node) -> Vjp:
     )
 
 
+def is_control(node: Node) -> bool:
+    return node.op in CONTROL and node.domain in ("", "ai.onnx")
+
+
 def has_vjp(g: Graph, node: Node) -> bool:
+    """Whether a derivative is known; what the bodies of an If, Loop or Scan hold is not asked."""
+    if is_control(node):
+        return True
     try:
         vjp_of(g, node)
     except UnsupportedOp:
@@ -122,8 +133,14 @@ def depends(nodes: Iterable[Node], on: Iterable[Value]) -> set[Value]:
     reached = set(on)
     for node in nodes:
         if not is_constant(node) and any(v in reached for v in node.uses):
-            reached.update(node.outputs)
+            reached.update(data_outputs(node))
     return reached
+
+
+def data_outputs(node: Node) -> tuple[Value, ...]:
+    """The node's outputs without those that count as constants."""
+    held = CONSTANT_OUTPUTS.get(node.op, ()) if node.domain in ("", "ai.onnx") else ()
+    return tuple(v for i, v in enumerate(node.outputs) if i not in held)
 
 
 def pull(g: Graph, node: Node, cotangents: Sequence[Value | None], needs: Iterable[int]) -> list[Value | None]:
@@ -156,12 +173,20 @@ def pullback(
         dys = [total(g, arriving.get(v, [])) for v in node.outputs]
         if all(dy is None for dy in dys) or is_constant(node):
             continue
-        needs = [i for i, x in enumerate(node.inputs) if x in reached]
-        if needs:
-            for x, dx in zip(node.inputs, pull(g, node, dys, needs), strict=True):
-                if dx is not None and x is not None:
-                    arriving.setdefault(x, []).append(dx)
+        for x, dx in _pulled(g, node, dys, reached):
+            arriving.setdefault(x, []).append(dx)
     return {v: dv for v in wrt if (dv := total(g, arriving.get(v, []))) is not None}
+
+
+def _pulled(g: Graph, node: Node, dys: Sequence[Value | None], wanted: set[Value]) -> Pairs:
+    """(value, cotangent) of each wanted value that the node reads."""
+    if is_control(node):
+        from .control import pull_control
+
+        return pull_control(g, node, dys, wanted)
+    needs = [i for i, x in enumerate(node.inputs) if x in wanted]
+    dxs = pull(g, node, dys, needs) if needs else []
+    return [(x, dx) for x, dx in zip(node.inputs, dxs, strict=False) if x is not None and dx is not None]
 
 
 def total(g: Graph, values: Sequence[Value]) -> Value | None:
