@@ -47,7 +47,9 @@ def convert(
     target: "argmax" (of each sample, of the explained output), an index or a tuple of indices into its axes after the batch,
         "input" (adds an int64 [N] input `target`), or "seed" (adds a float input `seed` of the explained output's shape).
     output: the output to explain (default: the first float one).
-    wrt: names of the tensors to attribute to, inputs or inner ones (default: all float inputs).
+    wrt: names of the tensors to attribute to, inputs or inner ones (default: all float inputs). "tokens", the default where no
+        input is float: every integer input whose ids are looked up in a constant table; `<ids>_attribution` has the shape of the
+        ids and sums what the rows they fetch get. The name of one such input asks for that one.
     fitted: learned parameters, for methods that need them.
     strict: an operator without a rule is an error; False lets the plain gradient pass there, and the manifest lists it.
     delta: add `<output>_delta` [N], what the attributions should add up to minus what they do.

@@ -11,9 +11,10 @@ from .errors import MethodError, TargetError
 from .fn import reapply
 from .graph import Graph, Value
 from .layers import LayerGraph
+from .lookups import of_ids
 from .method import Bound, Method, Plan, plan
 from .rule import REGISTRY, constant_like, per_sample_sum
-from .targets import NO_RANK, Explained, Target, one_hot
+from .targets import NO_RANK, Explained, Target, Wanted, one_hot
 from .vjp import total
 
 LEDGER_COLUMNS = ("arrived", "sent", "bias", "stabiliser")
@@ -36,12 +37,16 @@ class Request:
     """What is asked of every method alike."""
 
     explained: Explained
-    wrt: Sequence[Value]
+    wanted: Sequence[Wanted]
     target: Target
     strict: bool = True
     delta: bool = False
     ledger: bool = False
-    all_needed: bool = True  # every wrt tensor must influence the output (they were named)
+
+    @property
+    def wrt(self) -> list[Value]:
+        """The tensors that relevance has to reach."""
+        return list(dict.fromkeys(v for one in self.wanted for v in one.tensors))
 
 
 def start(g: Graph, request: Request) -> tuple[Value, Value | None]:
@@ -62,7 +67,7 @@ def plan_of(graph: LayerGraph, method: Method, request: Request) -> Plan:
             f"cannot attribute to {request.explained.name!r}: its {request.explained.stripped} is stripped, so "
             f"{request.explained.y.name!r} before it is explained; pass strip=False (--no-strip) to explain it itself"
         )
-    if len(missing) == len(request.wrt) or (missing and request.all_needed):
+    if len(missing) == len(request.wanted) or any(one.named and one.x.name in missing for one in request.wanted):
         raise TargetError(
             f"the explained output {request.explained.name!r} does not depend on {', '.join(map(repr, missing))} through any "
             "operator with a derivative, so there is nothing to attribute; choose another output or wrt"
@@ -71,10 +76,10 @@ def plan_of(graph: LayerGraph, method: Method, request: Request) -> Plan:
 
 
 def _unaffected(graph: LayerGraph, request: Request) -> list[str]:
-    """Attributed tensors that do not influence the explained output."""
+    """What is attributed to and does not influence the explained output."""
     y = request.explained.y
     reached = {x for layer in graph.between(request.wrt, [y]) for x in layer.xs} | {y}
-    return [v.name for v in request.wrt if v not in reached]
+    return [one.x.name for one in request.wanted if not any(v in reached for v in one.tensors)]
 
 
 def attribute(graph: LayerGraph, method: Method, rules: Plan, request: Request, begin: tuple[Value, Value | None]) -> Written:
@@ -86,9 +91,12 @@ def attribute(graph: LayerGraph, method: Method, rules: Plan, request: Request, 
     passes = [backward(graph, rules, path, {y: r}, request.wrt, entries) for r in seeds]
     written = Written(method, {}, rules, unaffected=_unaffected(graph, request))
     references: dict[Value, Value] = {}
+    finished = {}
     for x in request.wrt:
         maps = tuple(p[x] if x in p else x * 0.0 for p in passes)
-        written.attributions[x.name] = _finish(g, method, x, maps, references)
+        finished[x] = _finish(g, method, x, maps, references)
+    for one in request.wanted:
+        written.attributions[one.x.name] = of_ids(g, one.x, one.lookups, finished) if one.lookups else finished[one.x]
     if request.delta:
         written.extras["delta"] = _delta(graph, method, request, seeds, begin, written, references)
     if entries is not None:

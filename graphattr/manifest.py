@@ -44,6 +44,7 @@ def manifest_of(
         "output": name,
         "stripped": request.explained.stripped,
         "wrt": [v.name for v in request.wrt],
+        "tokens": {one.x.name: [v.name for v in one.tensors] for one in request.wanted if one.lookups},
         "outputs": source_outputs,
         "attributions": {
             (t if not several else f"{t}/{w.method.name}"): f"{t}_attribution{end[w.method.name]}"

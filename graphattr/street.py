@@ -21,7 +21,7 @@ from .method import Method, load_method
 from .precision import computes_in_half, in_float32
 from .simplify import simplify
 from .source import read
-from .targets import Target, attributed, check_target, data_roots, explained_output
+from .targets import Target, check_target, data_roots, explained_output, wanted
 
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
 MethodLike = str | os.PathLike[str] | Method
@@ -85,12 +85,13 @@ def street(model: Model, order: Order) -> Iterator[tuple[str, Any]]:
 def request_of(canonical: Canonical, order: Order) -> Request:
     """The order's output, tensors and target, found in the model."""
     explained = explained_output(canonical, order.output, order.strip)
-    tensors = attributed(canonical, order.wrt)
+    asked = wanted(canonical, order.wrt)
     aim = check_target(order.target, explained.y)
     if aim == "seed" and "seed" in order.params:
         raise MethodError('target="seed" brings the seed at run time; it cannot be combined with the parameter seed=')
-    _check_input_names(canonical.graph, aim, tensors, order.params)
-    return Request(explained, tensors, aim, order.strict, order.delta, order.ledger, order.wrt is not None)
+    request = Request(explained, asked, aim, order.strict, order.delta, order.ledger)
+    _check_input_names(canonical.graph, aim, request.wrt, order.params)
+    return request
 
 
 def methods_of(method: MethodLike | Sequence[MethodLike], params: Mapping[str, Any]) -> list[Method]:

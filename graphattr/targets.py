@@ -13,11 +13,13 @@ from .canonical import Canonical
 from .errors import TargetError, did_you_mean
 from .graph import Graph, Node, Value
 from .infer import shape_text
+from .lookups import Lookup, lookups
 from .vjp import CONSTANT
 
 TERMINAL = ("Softmax", "LogSoftmax", "Sigmoid")
 LOOK_THROUGH = ("Identity", "Reshape", "Squeeze", "Flatten", "Unsqueeze", "Cast", "Dropout")
 NO_RANK = "give the inputs of the model a shape (axes may be symbolic), or run onnx.shape_inference on it"
+TOKENS = "tokens"
 Target = str | int | tuple[int, ...]
 
 
@@ -62,28 +64,76 @@ def _terminal(g: Graph, y: Value) -> Node | None:
 
 
 # -- the attributed tensors ---------------------------------------------------------------------------------------
-def attributed(canonical: Canonical, wrt: str | Sequence[str] | None) -> list[Value]:
-    """The tensors to attribute to: those named, or all float inputs."""
+@dataclass(frozen=True)
+class Wanted:
+    """One attribution: of the tensor x or, where it has lookups, of the integer input x by the rows that these fetch."""
+
+    x: Value
+    lookups: tuple[Lookup, ...] = ()
+    named: bool = True  # it must influence the output
+
+    @property
+    def tensors(self) -> list[Value]:
+        return [one.rows for one in self.lookups] or [self.x]
+
+
+def wanted(canonical: Canonical, wrt: str | Sequence[str] | None) -> list[Wanted]:
+    """What to attribute to: the tensors named; else all float inputs, or without any the ids that are looked up ("tokens")."""
     if wrt is None:
-        found = [v for v in canonical.graph.inputs if v.is_float]
+        floats = [Wanted(v, named=False) for v in canonical.graph.inputs if v.is_float]
+        found = floats or [Wanted(v, tuple(held), False) for v, held in lookups(canonical.graph).items()]
         if not found:
             raise TargetError(_integers_only(canonical))
-        _check_ranks(found)
-        return found
+    else:
+        several: dict[Value, Wanted] = {}
+        for name in _names(wrt):
+            for one in _named(canonical, name):
+                several[one.x] = one if one.named else several.get(one.x, one)
+        found = list(several.values())
+    _check_ranks(v for one in found for v in (one.x, *one.tensors))
+    return found
+
+
+def attributed(canonical: Canonical, wrt: str | Sequence[str] | None) -> list[Value]:
+    """The float tensors that relevance has to reach for what is wanted."""
+    return list(dict.fromkeys(v for one in wanted(canonical, wrt) for v in one.tensors))
+
+
+def _names(wrt: str | Sequence[str]) -> list[str]:
     names = [wrt] if isinstance(wrt, str) else list(wrt) if isinstance(wrt, Iterable) else [wrt]
     if not all(isinstance(name, str) for name in names):
         raise TargetError(f"wrt must be names of tensors, not {wrt!r}")
     if not names:
         raise TargetError("wrt is empty; name at least one tensor, or leave it out for all float inputs")
-    values = [canonical.value(name) for name in dict.fromkeys(names)]
-    for v in values:
-        if not v.is_float:
-            raise TargetError(
-                f"cannot attribute to {v.name!r}: its dtype is {v.dtype or 'unknown'}, and only floats have derivatives. "
-                + _integers_only(canonical, start="")
-            )
-    _check_ranks(values)
-    return values
+    return names
+
+
+def _named(canonical: Canonical, name: str) -> list[Wanted]:
+    """The tensor of that name; for an integer input its lookups; for "tokens" (no tensor's name) every input that has lookups."""
+    held = lookups(canonical.graph)
+    if name == TOKENS and name not in canonical.graph.names:
+        if not held:
+            raise TargetError(_no_lookup(canonical))
+        return [Wanted(v, tuple(found), False) for v, found in held.items()]
+    v = canonical.value(name)
+    if not v.is_float and v not in held:
+        raise TargetError(
+            f"cannot attribute to {v.name!r}: its dtype is {v.dtype or 'unknown'}, and only floats have derivatives. "
+            + _integers_only(canonical, start="")
+        )
+    return [Wanted(v, tuple(held.get(v, ())))]
+
+
+def _no_lookup(canonical: Canonical) -> str:
+    """The message that names who reads the integer inputs instead."""
+    g = canonical.graph
+    integers = [v for v in g.inputs if v.dtype is not None and v.dtype.kind in "iu"]
+    start = 'wrt="tokens" needs integer inputs that a Gather looks up in a constant table, and the model has none. '
+    if not integers:
+        return f"{start}It has no integer input at all (inputs: {', '.join(f'{v.name} {v.dtype}' for v in g.inputs)})"
+    readers = {v: [f"{n.op} {n.name!r}" for n in g.nodes if v in set(n.uses)] for v in integers}
+    said = "; ".join(f"{v.name!r} is read by {', '.join(found[:3]) or 'nothing'}" for v, found in readers.items())
+    return f"{start}{said}. {_integers_only(canonical, start='')}"
 
 
 def _check_ranks(values: Iterable[Value]) -> None:

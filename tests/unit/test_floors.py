@@ -18,7 +18,7 @@ FLOORS = {
     "vjp": 2, "source": 2, "upgrade": 2, "foreign": 2, "surgery": 2, "onnxio": 2,
     "folding": 3, "recurrent": 3, "canonical": 3, "composites": 3, "normalisations": 3, "kinds": 3, "signs": 3, "layers": 3,
     "fn": 4, "rule": 4,
-    "method": 5, "targets": 5,
+    "method": 5, "lookups": 5, "targets": 5,
     "simplify": 6, "precision": 6, "backward": 6, "attribute": 6, "lower": 6,
     "export": 7, "manifest": 7,
     "runtime": 8, "street": 8,
@@ -108,7 +108,7 @@ def test_no_module_is_long(name, top, path):
 def test_operator_names_are_asked_in_few_places():
     """Branching on an operator's name belongs to vjp, the surgery, layers and what reads files."""
     allowed = {"vjp", "surgery", "folding", "canonical", "layers", "onnxio", "upgrade", "foreign", "rewrite", "wellformed",
-               "composites", "normalisations", "kinds", "signs", "recurrent", "infer", "targets", "simplify",
+               "composites", "normalisations", "kinds", "signs", "recurrent", "infer", "lookups", "targets", "simplify",
                "lower", "fn", "source"}
     asks = re.compile(r"""\.op(_type)?\s*(==|!=|in|not in)\s*[(\[{]?\s*["']""")
     for name, top, path in modules():
