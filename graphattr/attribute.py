@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import onnx
+
 from .backward import Entry, backward
 from .errors import MethodError, TargetError
 from .fn import reapply
@@ -13,6 +16,7 @@ from .graph import Graph, Value
 from .layers import LayerGraph
 from .lookups import of_ids
 from .method import Bound, Method, Plan, plan
+from .precision import is_half
 from .rule import REGISTRY, constant_like, per_sample_sum
 from .targets import NO_RANK, Explained, Target, Wanted, one_hot
 from .vjp import total
@@ -148,14 +152,22 @@ def _delta(
 ) -> Value:
     """[N]: what the attributions should add up to, minus what they do."""
     g, y = graph.graph, request.explained.y
-    found = total(g, [per_sample_sum(g, a) for a in written.attributions.values()])
+    wanted, maps = seeds[0], list(written.attributions.values())
+    if method.expects not in ("zero", "seed"):
+        changed = reapply(g, y, {x: _filled(g, x, references.get(x)) for x in request.wrt})
+        wanted = (y - changed) * begin[0]
+    wanted, *maps = of_one_type(g, [wanted, *maps])
+    found = total(g, [per_sample_sum(g, a) for a in maps])
     assert found is not None
-    if method.expects == "zero":
-        return -found
-    if method.expects == "seed":
-        return per_sample_sum(g, seeds[0]) - found
-    changed = reapply(g, y, {x: _filled(g, x, references.get(x)) for x in request.wrt})
-    return per_sample_sum(g, (y - changed) * begin[0]) - found
+    return -found if method.expects == "zero" else per_sample_sum(g, wanted) - found
+
+
+def of_one_type(g: Graph, values: Sequence[Value]) -> list[Value]:
+    """The values as they are when they share a type that sums may have; else in float32, which half precision overflows into."""
+    kinds = {v.dtype for v in values}
+    if len(kinds) == 1 and not any(map(is_half, values)):
+        return list(values)
+    return [v if v.dtype == np.float32 else g.Cast(v, to=onnx.TensorProto.FLOAT) for v in values]
 
 
 def _filled(g: Graph, x: Value, reference: Value | None) -> Value:
@@ -168,10 +180,12 @@ def _ledger(g: Graph, y: Value, entries: Sequence[Entry]) -> Value:
     lines = []
     for e in entries:
         columns = [e.arrived, e.sent, e.absorbed.get("bias", []), e.absorbed.get("stabiliser", [])]
+        alike = iter(of_one_type(g, [v for column in columns for v in column]))
+        columns = [[next(alike) for _ in column] for column in columns]
         sums = [
             total(g, [g.ReduceSum(g.Reshape(v, g.Concat(rows, [-1], axis=0)), [1], keepdims=1) for v in column])
             for column in columns
         ]
         zero = sums[0] * 0.0 if sums[0] is not None else None
         lines.append(g.Unsqueeze(g.Concat(*[s if s is not None else zero for s in sums], axis=1), [1]))
-    return g.Cast(g.Concat(*lines, axis=1), to=1)
+    return g.Concat(*(line if line.dtype == np.float32 else g.Cast(line, to=1) for line in lines), axis=1)

@@ -23,6 +23,7 @@ from .targets import Explained, one_hot
 
 PRECISIONS = ("float32", "model")
 HALF = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+BFLOAT16_SINCE = 20  # ConstantOfShape
 TYPED = ("to", "dtype", "output_dtype", "stash_type")  # attributes that name a type
 
 
@@ -77,16 +78,29 @@ class Twin:
         return prune(joined), index
 
 
-def in_float32(canonical: Canonical, explained: Explained, wrt: Sequence[Value], precision: str) -> Twin | None:
-    """The float32 twin of a model that computes in half precision between wrt and what is explained; None for any other."""
+def check_precision(precision: str) -> None:
+    """MethodError when there is no such precision."""
     if precision not in PRECISIONS:
         raise MethodError(
             f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}{did_you_mean(precision, PRECISIONS)}"
         )
-    between = _between(canonical.graph, wrt, explained.y)
-    if precision == "model" or not any(is_half(v) for v in between):
-        return None
-    own = canonical.graph
+
+
+def twin_of(canonical: Canonical, explained: Explained, wrt: Sequence[Value], precision: str) -> Twin | None:
+    """The float32 twin of a half-precision model; None where the explanation is to have the model's own precision."""
+    if precision == "float32":
+        return in_float32(canonical, explained, wrt)
+    if canonical.graph.opset < BFLOAT16_SINCE and _any_bfloat16(_between(canonical.graph, wrt, explained.y)):
+        raise MethodError(
+            f'precision="model" needs bfloat16 in operators that have it from opset {BFLOAT16_SINCE} on, and the model has opset '
+            f"{canonical.graph.opset}; leave precision at float32, or export the model with a newer opset"
+        )
+    return None
+
+
+def in_float32(canonical: Canonical, explained: Explained, wrt: Sequence[Value]) -> Twin:
+    """The float32 twin of a model that computes in half precision between wrt and what is explained."""
+    own, between = canonical.graph, _between(canonical.graph, wrt, explained.y)
     wide = Graph(own.opset, own.name)
     wide.reserve(sorted(own.names))
     twin = Twin(canonical, dataclasses.replace(canonical, graph=wide), explained)
@@ -105,6 +119,10 @@ def is_half(v: Value) -> bool:
 def computes_in_half(canonical: Canonical, explained: Explained, wrt: Sequence[Value]) -> bool:
     """Whether any tensor between wrt and what is explained is float16 or bfloat16."""
     return any(is_half(v) for v in _between(canonical.graph, wrt, explained.y))
+
+
+def _any_bfloat16(values: Iterable[Value]) -> bool:
+    return any(v.dtype is not None and v.dtype.name == "bfloat16" for v in values)
 
 
 def _between(g: Graph, wrt: Iterable[Value], y: Value) -> set[Value]:

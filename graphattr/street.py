@@ -18,7 +18,7 @@ from .layers import to_layers
 from .lower import lower
 from .manifest import manifest_of, suffix
 from .method import Method, load_method
-from .precision import computes_in_half, in_float32
+from .precision import check_precision, computes_in_half, twin_of
 from .simplify import simplify
 from .source import read
 from .targets import Target, check_target, data_roots, explained_output, wanted
@@ -51,13 +51,14 @@ class Order:
 def street(model: Model, order: Order) -> Iterator[tuple[str, Any]]:
     """Yields (stage, value) from "load" to "export"; the last value is the Explanation."""
     chosen = methods_of(order.method, order.params)
+    check_precision(order.precision)
     source = read(model)
     yield "load", source
     canonical = canonicalise(source, order.fold_bn)
     yield "canonicalise", canonical
     request = request_of(canonical, order)
     half = computes_in_half(canonical, request.explained, request.wrt)
-    twin = in_float32(canonical, request.explained, request.wrt, order.precision)
+    twin = twin_of(canonical, request.explained, request.wrt, order.precision) if half else None
     if twin is not None:
         canonical = twin.wide
         request = request_of(canonical, order)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from tiny import F, H, I, array, mlp, model, node, saved
 
 import graphattr
@@ -37,17 +39,18 @@ def cnn(scale=1.0, mixed=False):
 
 def float32_twin(proto):
     """The same model with every half-precision weight, type and attribute in float32."""
+    kinds = (H, TensorProto.BFLOAT16)
     made = onnx.ModelProto()
     made.CopyFrom(proto)
     for t in made.graph.initializer:
-        if t.data_type == H:
+        if t.data_type in kinds:
             t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t).astype(np.float32), t.name))
     for v in [*made.graph.input, *made.graph.output]:
-        if v.type.tensor_type.elem_type == H:
+        if v.type.tensor_type.elem_type in kinds:
             v.type.tensor_type.elem_type = F
     for n in made.graph.node:
         for a in n.attribute:
-            if a.name == "to" and a.i == H:
+            if a.name == "to" and a.i in kinds:
                 a.i = F
     return made
 
@@ -161,7 +164,7 @@ def test_bodies_of_an_explanation_read_the_joined_graph():
     from graphattr.targets import attributed, explained_output
 
     own = canonicalise(read(cnn()))
-    twin = in_float32(own, explained_output(own, None, True), attributed(own, None), "float32")
+    twin = in_float32(own, explained_output(own, None, True), attributed(own, None))
     g = twin.wide.graph
     y, body = twin.wide.value("z" if "z" in g.names else "y"), g.subgraph("then")
     body.outputs.append(("b", body.Mul(y, y)))
@@ -185,15 +188,81 @@ def test_control_flow_in_half_precision_is_refused():
         graphattr.convert(proto, method="gradient")
 
 
-def test_bfloat16_gives_a_legal_file():
-    proto = cnn()
-    for t in proto.graph.initializer:
+@pytest.mark.parametrize("method", ["gradient_x_input", "lrp.epsilon"])
+def test_relevance_beyond_the_largest_half(method):
+    """300 * 300 - 300 * 299 is a small output made of relevances of 90000, which float16 does not hold."""
+    weights = half_weights(w=np.array([[300.0], [-299.0]], np.float32))
+    proto = model([node("MatMul", "x w", "y", "dense")], {"x": (H, ["N", 2])}, {"y": (H, ["N", 1])}, weights)
+    a = graphattr.explain(proto, {"x": np.array([[300.0, 300.0]], np.float16)}, method, delta=True, ledger=True)
+    np.testing.assert_allclose(a.scores["x"], [[90000.0, -89700.0]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["gradient", "gradient_x_input", "lrp.epsilon", "lrp.epsilon_plus_flat"])
+@pytest.mark.parametrize("wrt", ["x", "r1", ["x", "r1"]])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_sums_in_the_models_own_precision(mixed, wrt, method):
+    """Tensors of different types add up in float32, in the residual and in the ledger."""
+    x = array(3, 1, 6, 6, seed=7).astype(np.float16)
+    got, want = (graphattr.explain(cnn(mixed=mixed), {"x": x}, method, wrt=wrt, precision=p, delta=True, ledger=True)
+                 for p in ("model", "float32"))
+    for mine, twin in ((got.delta, want.delta), (got.ledger, want.ledger)):
+        assert mine.dtype == np.float32
+        assert np.abs(mine - twin).max() <= 2e-2 * np.abs(want.ledger).max()
+
+
+def in_bfloat16(proto):
+    """The half-precision model with bfloat16 in place of float16."""
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    for t in made.graph.initializer:
         wide = numpy_helper.to_array(t).astype(np.float32)
         t.CopyFrom(helper.make_tensor(t.name, TensorProto.BFLOAT16, wide.shape, wide.reshape(-1)))
-    for v in [*proto.graph.input, *proto.graph.output]:
-        v.type.tensor_type.elem_type = TensorProto.BFLOAT16
+    for v in [*made.graph.input, *made.graph.output]:
+        if v.type.tensor_type.elem_type == H:
+            v.type.tensor_type.elem_type = TensorProto.BFLOAT16
+    for n in made.graph.node:
+        for a in n.attribute:
+            if a.name == "to" and a.i == H:
+                a.i = TensorProto.BFLOAT16
+    return made
+
+
+def dense(mixed):
+    """x -> Gemm Relu Gemm -> y in float16, which ONNX allows in bfloat16 from opset 13 on."""
+    weights = half_weights(w1=array(4, 5), b1=array(5, seed=1), w2=array(5, 3, seed=2))
+    inner = [node("Gemm", "h w1 b1", "a", "first"), node("Relu", "a", "r", "relu"), node("MatMul", "r w2", "z", "second")]
+    around = ([node("Cast", "x", "h", "in", to=H)], [node("Cast", "z", "y", "out", to=F)]) if mixed else \
+        ([node("Identity", "x", "h", "in")], [node("Identity", "z", "y", "out")])
+    kind = F if mixed else H
+    return model([*around[0], *inner, *around[1]], {"x": (kind, ["N", 4])}, {"y": (kind, ["N", 3])}, weights)
+
+
+@pytest.mark.parametrize("precision", ["float32", "model"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_bfloat16(mixed, precision):
+    """ONNX Runtime's CPU has no such kernels: checked for legality, run by ONNX's reference, compared with the float32 twin."""
+    proto = in_bfloat16(dense(mixed))
+    if precision == "model":
+        with pytest.raises(MethodError, match="opset 20"):
+            graphattr.convert(proto, method="lrp.epsilon_plus", precision=precision)
+        proto.opset_import[0].version, proto.ir_version = 20, 10
+    ex = graphattr.convert(proto, method="lrp.epsilon_plus", target="input", delta=True, ledger=True, precision=precision)
+    onnx.checker.check_model(ex.model, full_check=True)
+    shown = {v.name: v.type.tensor_type.elem_type for v in ex.model.graph.output}
+    assert shown["x_attribution"] == shown["y_ledger"] == shown["y_delta"] == F
+    x, target = array(2, 4, seed=7).astype(ml_dtypes.bfloat16), np.array([0, 2])
+    feeds = {"x": x.astype(np.float32) if mixed else x, "target": target}
+    got = dict(zip(shown, ReferenceEvaluator(ex.model).run(None, feeds), strict=True))
+    wide = graphattr.explain(float32_twin(proto), {"x": x.astype(np.float32)}, "lrp.epsilon_plus", target=target)
+    close(got["x_attribution"], wide.scores["x"], 1e-5 if precision == "float32" else 5e-2)
+    assert (got["y"].astype(np.float32) == ReferenceEvaluator(proto).run(None, {"x": feeds["x"]})[0].astype(np.float32)).all()
+
+
+def test_bfloat16_convolutions_give_a_legal_file():
+    proto = in_bfloat16(cnn())
+    proto.opset_import[0].version, proto.ir_version = 22, 10
     ex = graphattr.convert(proto, method="lrp.epsilon", target="input")
-    onnx.checker.check_model(ex.model)
+    onnx.checker.check_model(ex.model, full_check=True)
     assert ex.model.graph.output[-1].type.tensor_type.elem_type == F
     assert {n.op_type for n in ex.model.graph.node} >= {"Cast", "Conv"}
 
