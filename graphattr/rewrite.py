@@ -20,6 +20,10 @@ SMALL = 256
 """Elements up to which a constant travels along for shape inference."""
 
 
+class Stay(Exception):
+    """A rewrite leaves its node as it is; the text says why, should the node lie on the path."""
+
+
 class Book:
     """What is known about a model while it is edited: names in use, types, constants."""
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from onnx import ModelProto, NodeProto
 
-from ..rewrite import Book, Edit, Pen, edit, scopes
+from ..rewrite import Book, Edit, Pen, Stay, edit, scopes
 from ..wellformed import default_opset
-from . import fused, learners, quantised
+from . import attention, fused, learners, quantised
 
 __all__ = ["EDITS", "standardise"]
 
-EDITS: dict[tuple[str, str], Edit] = {**learners.EDITS, **fused.EDITS, **quantised.EDITS}
+EDITS: dict[tuple[str, str], Edit] = {**learners.EDITS, **fused.EDITS, **quantised.EDITS, **attention.EDITS}
 """(domain, operator) -> rewrite. One that writes nothing leaves the node as it is."""
 ORDINARY = {("", op) for op in ("Cast", *quantised.ON_LEVELS)}
 
@@ -39,7 +39,10 @@ def _pass(model: ModelProto, floats: dict[str, str]) -> bool:
         pen = Pen(book, node, default_opset(model) or 17)
         rewrite = EDITS.get(_key(node))
         if rewrite is not None:
-            rewrite(pen, node)
+            try:
+                rewrite(pen, node)
+            except Stay:        # `obstacle` asks again for the reason, should the node lie on the path
+                return [node]
         changed = changed or bool(pen.nodes)
         return pen.nodes or [node]
 

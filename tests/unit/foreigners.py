@@ -1,0 +1,40 @@
+"""What the tests of foreign operators share: the original node and what it becomes, run side by side, and slopes of both."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import graphattr
+from graphattr.foreign import standardise
+from tests.unit.test_foreign import close, model, ms, outcome, same, x
+
+__all__ = ["close", "model", "ms", "outcome", "replica", "same", "slope", "stays", "x"]
+
+
+def slope(m, feeds, name="x", h=1e-2, tolerance=2e-3, runs=None):
+    """The gradient along a random direction, by the explanation graph of m and by central differences of m itself (or `runs`)."""
+    rng = np.random.default_rng(5)
+    y = outcome(runs or m, feeds)[0]
+    seed, direction = (rng.normal(size=a.shape).astype(np.float32) for a in (y, feeds[name]))
+    made = graphattr.convert(m, method="gradient", target="seed", wrt=[name]).model
+    found = dict(zip((v.name for v in made.graph.output), outcome(made, {**feeds, "seed": seed}), strict=True))
+    by_graph = np.sum(found[f"{name}_attribution"].astype(float) * direction)
+    ahead, behind = (outcome(runs or m, {**feeds, name: feeds[name] + s * h * direction})[0] for s in (1, -1))
+    by_steps = np.sum(seed * (ahead.astype(float) - behind)) / (2 * h)
+    size = np.sqrt(np.sum(found[f"{name}_attribution"].astype(float) ** 2) * np.sum(direction.astype(float) ** 2))
+    assert size > 0
+    assert abs(by_graph - by_steps) <= tolerance * size, (by_graph, by_steps, size)
+
+
+def replica(m, feeds, want, rtol=4e-6, opset=None):
+    """The rewritten model gives what a replica says, where ONNX Runtime has no kernel of the original's."""
+    new = standardise(m)
+    assert not [n.op_type for n in new.graph.node if n.domain]
+    got = outcome(new, feeds)
+    for a, b in zip(want, got, strict=True):
+        close(np.asarray(a), b, rtol)
+    return new
+
+
+def stays(m):
+    assert standardise(m) is m
