@@ -11,7 +11,6 @@ difference quotients of the first. Numbers are float64: ONNX Runtime where it ha
 from __future__ import annotations
 
 import dataclasses
-import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -20,11 +19,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
 
 from graphattr.graph import Graph, Node, Value
 from graphattr.onnxio import write_model
 from graphattr.vjp import pullback
+from tests.conformance.widen import Erf, Gelu
 
 Array = np.ndarray
 ort.set_default_logger_severity(4)
@@ -212,21 +211,6 @@ def session(part: Part) -> ort.InferenceSession:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     return ort.InferenceSession(part.model().SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-class Erf(OpRun):  # type: ignore[misc]
-    """In double precision; the reference takes float32 for it and for Gelu."""
-
-    op_domain = ""
-
-    def _run(self, x: Array) -> tuple[Array]:
-        return (np.vectorize(math.erf, otypes=[float])(x).astype(x.dtype),)
-
-
-class Gelu(Erf):
-    def _run(self, x: Array, approximate: str | None = None) -> tuple[Array]:
-        t = np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)) if approximate == "tanh" else super()._run(x / np.sqrt(2))[0]
-        return ((0.5 * x * (1 + t)).astype(x.dtype),)
 
 
 class Runner:
