@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .graph import Graph, Node, Value
-from .vjp import has_vjp
+from .vjp import has_vjp, is_control
 
 CONVOLUTIONS = {"Conv", "ConvTranspose"}
 RECTIFIERS = {"Relu", "LeakyRelu", "PRelu", "Clip", "ThresholdedRelu"}
@@ -58,6 +58,7 @@ SMOOTH = {
     "Atanh",
     "QuantizeLinear",
     "DequantizeLinear",
+    "DynamicQuantizeLinear",
     "Mod",
 }
 MEANS = {"AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "CumSum"}
@@ -104,6 +105,8 @@ GATES = {"Sigmoid", "HardSigmoid", "Softmax"}
 
 def kind_of(g: Graph, node: Node, data: set[Value]) -> str:
     """The kind of a layer that is a single node and not linear."""
+    if is_control(node):
+        return "control"
     op, n_data = node.op, sum(v is not None and v in data for v in node.inputs)
     if op == "Mul" and n_data == 2 and divisor(g, node) is not None:
         return "quotient"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import networkx as nx
 
@@ -15,7 +15,7 @@ from .graph import Graph, Node, Value
 from .kinds import CONVOLUTIONS, GATES, divisor, kind_of
 from .normalisations import Norm, norm_regions
 from .signs import nonnegative
-from .vjp import depends, has_vjp, is_constant
+from .vjp import data_inside, data_outputs, depends, has_vjp, is_constant, is_control
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class Layer:
     """One step of the network. `xs`: its data inputs, `ys`: its outputs; w and b: a linear layer's effective weight and bias.
 
     `norm`: what a normalisation written as several nodes computes. `tail`: nodes behind a linear operator that belong to it,
-    linear in its result, with the other data inputs as coefficients.
+    linear in its result, with the other data inputs as coefficients. `bodies`: the layers of an If, Loop or Scan inside.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Layer:
     b: Value | None = None
     norm: Norm | None = None
     tail: tuple[Node, ...] = ()
+    bodies: Mapping[str, LayerGraph] = field(default_factory=dict)
 
     @property
     def op(self) -> str:
@@ -54,17 +55,38 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class LayerGraph:
-    """Layers in execution order, and a frozen networkx graph of their names. `nonnegative`: values known to be >= 0."""
+    """Layers in execution order, and a frozen networkx graph of their names. `nonnegative`: values known to be
+    >= 0. `prefix` begins all their names."""
 
     graph: Graph
     layers: tuple[Layer, ...]
     topology: nx.MultiDiGraph
     roots: tuple[Value, ...]
     nonnegative: frozenset[Value]
+    prefix: str = ""
 
     def __getitem__(self, name: str) -> Layer:
-        layer: Layer = self.topology.nodes[name]["layer"]
-        return layer
+        return self._named[name]
+
+    @functools.cached_property
+    def _named(self) -> dict[str, Layer]:
+        return {layer.name: layer for _, layer in self.walk()}
+
+    def walk(self) -> Iterator[tuple[LayerGraph, Layer]]:
+        """Every layer in execution order with the graph that it belongs to; what is inside a layer comes before it."""
+        for layer in self.layers:
+            yield from self.inside(layer)
+
+    def inside(self, layer: Layer) -> Iterator[tuple[LayerGraph, Layer]]:
+        """The layers of a layer's bodies, and the layer itself."""
+        for body in layer.bodies.values():
+            yield from body.walk()
+        yield self, layer
+
+    @functools.cached_property
+    def path(self) -> list[Layer]:
+        """Layers between the roots and the graph's outputs."""
+        return self.between(self.roots, [v for _, v in self.graph.outputs if v.is_float])
 
     @functools.cached_property
     def made(self) -> dict[Value, Layer]:
@@ -87,7 +109,9 @@ class LayerGraph:
         return path[::-1]
 
     def at_input(self, layer: Layer) -> bool:
-        """Whether the layer's data comes from the roots through reshape-like layers only."""
+        """Whether the layer's data comes from the roots through reshape-like layers only; never so in a body."""
+        if self.graph.parent is not None:
+            return False
         made = self.made
         seen, stack = set(), list(layer.xs)
         while stack:
@@ -116,8 +140,11 @@ class LayerGraph:
         return divisor(self.graph, layer.nodes[0])
 
 
-def to_layers(g: Graph, roots: Sequence[Value], keep: Iterable[Value] = ()) -> LayerGraph:
-    """See the graph as layers. What depends on `roots` is data; tensors in `keep` stay visible between layers."""
+def to_layers(g: Graph, roots: Sequence[Value], keep: Iterable[Value] = (), prefix: str = "") -> LayerGraph:
+    """See the graph as layers. What depends on `roots` is data; tensors in `keep` stay visible between layers.
+
+    `prefix` begins the names of all layers.
+    """
     data = depends(g.nodes, roots)
     kept = set(keep) | {v for _, v in g.outputs}
     readers: dict[Value, list[Node]] = {}
@@ -139,11 +166,22 @@ def to_layers(g: Graph, roots: Sequence[Value], keep: Iterable[Value] = ()) -> L
         else:
             layer = _activation(regions[id(node)], data) if id(node) in regions else _layer(g, node, data, kept, readers)
         taken.update(id(n) for n in layer.nodes)
+        if prefix or is_control(node):
+            layer = dataclasses.replace(layer, name=prefix + layer.name, bodies=_bodies(node, data, prefix))
         if layer.name in names:  # nodes of a file may share a name, or have none; tensors may not
             layer = dataclasses.replace(layer, name=next(n for n in _candidates(layer) if n not in names))
         names.add(layer.name)
         layers.append(layer)
-    return LayerGraph(g, tuple(layers), _topology(layers), tuple(roots), nonnegative(g))
+    return LayerGraph(g, tuple(layers), _topology(layers), tuple(roots), nonnegative(g), prefix)
+
+
+def _bodies(node: Node, data: set[Value], prefix: str) -> dict[str, LayerGraph]:
+    """The layers inside an If, Loop or Scan: named <node>/<layer>, those of branches <node>/then/<layer> and <node>/else/<layer>."""
+    if not is_control(node):
+        return {}
+    bodies = {k: a for k, a in node.attrs.items() if isinstance(a, Graph)}
+    ways = {k: "" if len(bodies) == 1 else f"{k.removesuffix('_branch')}/" for k in bodies}
+    return {k: to_layers(b, data_inside(node, b, data), prefix=f"{prefix}{node.name}/{ways[k]}") for k, b in bodies.items()}
 
 
 def _activation(nodes: Sequence[Node], data: set[Value]) -> Layer:
@@ -181,7 +219,7 @@ def _layer(g: Graph, node: Node, data: set[Value], kept: set[Value], readers: di
         kind = "unknown"
     if kind not in ("other", "unknown") and not has_vjp(g, node):
         kind = "unknown"
-    return Layer(node.name, kind, (node,), tuple(dict.fromkeys(v for v in node.uses if v in data)), node.outputs)
+    return Layer(node.name, kind, (node,), tuple(dict.fromkeys(v for v in node.uses if v in data)), data_outputs(node))
 
 
 def _linear(g: Graph, node: Node, data: set[Value], kept: set[Value], readers: dict[Value, list[Node]]) -> Layer | None:
