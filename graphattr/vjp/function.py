@@ -17,8 +17,13 @@ from .registry import pullback, total
 
 def through_body(g: Graph, n: Node, dys: tuple[Value | None, ...]) -> list[Value | None]:
     """Emit the body at the node's inputs and pull the cotangents back through it."""
+    return through(g, n, inline(g, n), dys)
+
+
+def through(g: Graph, n: Node, ys: Sequence[Value | None], dys: Sequence[Value | None]) -> list[Value | None]:
+    """Pull the cotangents of the node's outputs, written as ys in other operators, back to its inputs."""
     arriving: dict[Value, list[Value]] = {}
-    for y, dy in zip(inline(g, n), dys, strict=False):
+    for y, dy in zip(ys, dys, strict=False):
         if y is not None and dy is not None:
             arriving.setdefault(y, []).append(dy)
     seeds = {y: dy for y, found in arriving.items() if (dy := total(g, found)) is not None}
