@@ -13,8 +13,9 @@ from onnx import NodeProto, TensorProto
 
 from ..rewrite import Pen, Stay, attribute
 
-LOWEST = {TensorProto.FLOAT: float(np.finfo(np.float32).min), TensorProto.DOUBLE: float(np.finfo(np.float32).min),
-          TensorProto.FLOAT16: -65504.0, TensorProto.BFLOAT16: -3e38}
+FLOOR = float(np.finfo(np.float32).min)
+LOWEST: dict[int, float] = {TensorProto.FLOAT: FLOOR, TensorProto.DOUBLE: FLOOR, TensorProto.FLOAT16: -65504.0,
+                            TensorProto.BFLOAT16: -3e38}
 
 
 def padded(names: Sequence[str], count: int) -> list[str]:
