@@ -56,7 +56,7 @@ class Layer:
 @dataclass(frozen=True, eq=False)
 class LayerGraph:
     """Layers in execution order, and a frozen networkx graph of their names. `nonnegative`: values known to be
-    >= 0. `prefix` begins all their names."""
+    >= 0. `prefix` begins all their names. `refused`: roots that look like a normalisation's, and why they are none."""
 
     graph: Graph
     layers: tuple[Layer, ...]
@@ -64,6 +64,7 @@ class LayerGraph:
     roots: tuple[Value, ...]
     nonnegative: frozenset[Value]
     prefix: str = ""
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Layer:
         return self._named[name]
@@ -151,7 +152,8 @@ def to_layers(g: Graph, roots: Sequence[Value], keep: Iterable[Value] = (), pref
     for node in g.nodes:
         for v in node.uses:
             readers.setdefault(v, []).append(node)
-    norms = {id(norm.nodes[-1]): norm for norm in norm_regions(g, data, kept, readers)[0]}
+    written_out, refused = norm_regions(g, data, kept, readers)
+    norms = {id(norm.nodes[-1]): norm for norm in written_out}
     taken = {id(n) for norm in norms.values() for n in norm.nodes} - set(norms)
     regions = {id(nodes[-1]): nodes for nodes in elementwise_regions(g, data, kept, readers)}
     taken |= {id(n) for nodes in regions.values() for n in nodes[:-1]} - set(norms)
@@ -172,7 +174,7 @@ def to_layers(g: Graph, roots: Sequence[Value], keep: Iterable[Value] = (), pref
             layer = dataclasses.replace(layer, name=next(n for n in _candidates(layer) if n not in names))
         names.add(layer.name)
         layers.append(layer)
-    return LayerGraph(g, tuple(layers), _topology(layers), tuple(roots), nonnegative(g), prefix)
+    return LayerGraph(g, tuple(layers), _topology(layers), tuple(roots), nonnegative(g), prefix, refused)
 
 
 def _bodies(node: Node, data: set[Value], prefix: str) -> dict[str, LayerGraph]:
