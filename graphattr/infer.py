@@ -220,9 +220,9 @@ def _certain(op: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any], 
         return _broadcast(x.shape, target)
     if op.startswith("Reduce") and shape is None and attrs.get("keepdims", 1):
         return (None,) * len(x.shape)
-    if op == "DFT" and shape is None:
+    if op == "DFT" and (shape is None or (not isinstance(target, int) and any(v is not None for v in inputs[1:2]))):
         return (None,) * (len(x.shape) - 1) + (1 if attrs.get("inverse") and attrs.get("onesided") else 2,)
-    if op == "STFT":  # ONNX's inference takes a missing `onesided` for 0
+    if op == "STFT":  # ONNX's inference takes a missing `onesided` for 0, and above ignores a length of the run
         return (x.shape[0], shape[1] if shape else None, shape[2] if shape and "onesided" in attrs else None, 2)
     if op == "Resize" and shape is not None:
         return _resized(x.shape, inputs, attrs, shape)

@@ -1,7 +1,37 @@
 """Plain derivatives, one short function per operator; a closed set (see `registry`)."""
 
-from . import elementwise, index, linear, norm, pool, quantisation, reduce, resize, shape  # noqa: F401  (registration)
+from . import (  # noqa: F401  (registration)
+    elementwise,
+    index,
+    linear,
+    norm,
+    pool,
+    products,
+    quantisation,
+    reduce,
+    resize,
+    scatter,
+    shape,
+    spectral,
+)
+from .control import data_inside, pull_control
 from .norm import FROZEN
-from .registry import CONSTANT, VJPS, depends, fit, has_vjp, is_constant, pull, pullback, total, vjp
+from .registry import CONSTANT, VJPS, data_outputs, depends, fit, has_vjp, is_constant, is_control, pull, pullback, total, vjp
 
-__all__ = ["CONSTANT", "FROZEN", "VJPS", "depends", "fit", "has_vjp", "is_constant", "pull", "pullback", "total", "vjp"]
+__all__ = [
+    "CONSTANT",
+    "FROZEN",
+    "VJPS",
+    "data_inside",
+    "data_outputs",
+    "depends",
+    "fit",
+    "has_vjp",
+    "is_constant",
+    "is_control",
+    "pull",
+    "pull_control",
+    "pullback",
+    "total",
+    "vjp",
+]

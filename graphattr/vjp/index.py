@@ -1,4 +1,4 @@
-"""Reading at indices and writing at indices: each is the adjoint of the other."""
+"""Reading at indices; the cotangent is written there. Writing itself is differentiated in `scatter`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import UnsupportedOp
 from ..graph import Graph, Node, Value
 from .elementwise import operands
 from .geometry import extent
@@ -24,6 +23,10 @@ def zeros_like(g: Graph, x: Value) -> Value:
     return g.emit("ConstantOfShape", g.shape(x), value=np.zeros(1, x.dtype), out_shape=x.shape)
 
 
+def ones_like(g: Graph, x: Value) -> Value:
+    return g.emit("ConstantOfShape", g.shape(x), value=np.ones(1, x.dtype), out_shape=x.shape)
+
+
 def reshaped(g: Graph, v: Value, like: Value) -> Value:
     """v in the shape of `like`."""
     return g.emit("Reshape", v, g.shape(like), out_shape=like.shape)
@@ -36,6 +39,11 @@ def count(g: Graph, x: Value) -> Value:
 
 def flat(g: Graph, x: Value) -> Value:
     return g.Reshape(x, [-1])
+
+
+def positions(g: Graph, size: Value) -> Value:
+    """0, 1, ..., size - 1."""
+    return g.Range(0, g.Squeeze(size, [0]), 1)
 
 
 def add_at(g: Graph, base: Value, where: Value, dy: Value, axis: int) -> Value:
@@ -90,31 +98,6 @@ def _along(g: Graph, where: Value, axis: int) -> Value:
     return g.Expand(own, g.Concat(g.emit("Shape", where, end=rank - 1), [1], axis=0))
 
 
-@vjp("ScatterElements")
-def scatter_elements(g: Graph, n: Node, dy: Value) -> Cotangents:
-    """d updates = dy read at the indices;  dx = dy, and 0 where it was overwritten."""
-    axis = n.attrs.get("axis", 0)
-    _, where, updates = operands(n)
-    dx = g.ScatterElements(dy, where, zeros_like(g, updates), axis=axis) if overwrites(n) and 0 in n.needs else dy
-    return dx, None, g.GatherElements(dy, where, axis=axis) if 2 in n.needs else None
-
-
-@vjp("ScatterND")
-def scatter_nd(g: Graph, n: Node, dy: Value) -> Cotangents:
-    """As ScatterElements, with index tuples."""
-    _, where, updates = operands(n)
-    dx = g.ScatterND(dy, where, zeros_like(g, updates)) if overwrites(n) and 0 in n.needs else dy
-    return dx, None, g.GatherND(dy, where) if 2 in n.needs else None
-
-
-def overwrites(n: Node) -> bool:
-    """Whether updates replace (reduction none) or add; the other reductions have no derivative here."""
-    reduction = n.attrs.get("reduction", "none")
-    if reduction not in ("none", "add"):
-        raise UnsupportedOp(f"{n!r}: reduction {reduction!r} has no derivative; 'none' and 'add' have")
-    return bool(reduction == "none")
-
-
 @vjp("Compress")
 def compress(g: Graph, n: Node, dy: Value) -> Cotangents:
     """A Gather at the true positions."""
@@ -132,3 +115,26 @@ def top_k(g: Graph, n: Node, dys: Sequence[Value | None]) -> Cotangents:
     if dy is None:
         return (None,)
     return (add_at(g, zeros_like(g, x), n.outputs[1], dy, n.attrs.get("axis", -1)),)
+
+
+@vjp("Unique", many=True)
+def unique(g: Graph, n: Node, dys: Sequence[Value | None]) -> Cotangents:
+    """y = x at the first occurrences: the cotangent goes there."""
+    (x,), dy, axis = operands(n), dys[0], n.attrs.get("axis")
+    if dy is None:
+        return (None,)
+    where = g.emit("Unique", x, n_outputs=2, **n.attrs)[1]
+    if axis is None:
+        return (reshaped(g, put(g, dy, where, count(g, x), 0), x),)
+    return (put(g, dy, where, extent(g, x, axis % x.rank), axis % x.rank),)
+
+
+@vjp("OneHot")
+def one_hot(g: Graph, n: Node, dy: Value) -> Cotangents:
+    """y is values[1] at the index and values[0] elsewhere: each takes the sum of dy over its places."""
+    where, depth, values = operands(n)
+    if 2 not in n.needs:
+        return (None, None, None)
+    hot = g.OneHot(where, depth, g.const(np.array([0, 1], values.dtype)), axis=n.attrs.get("axis", -1))
+    on = g.ReduceSum(dy * hot, keepdims=0)
+    return None, None, g.Concat(*(g.Unsqueeze(v, [0]) for v in (g.ReduceSum(dy, keepdims=0) - on, on)), axis=0)

@@ -10,7 +10,7 @@ from ..errors import UnsupportedOp
 from ..graph import Graph, Node, Value
 from .elementwise import operands, typed_like
 from .function import through_body
-from .reduce import count
+from .reduce import extent_of
 from .registry import vjp
 
 
@@ -132,7 +132,7 @@ def wide(g: Graph, v: Value) -> Value:
 
 def mean(g: Graph, v: Value, axes: list[int]) -> Value:
     """The mean over axes, which stay as axes of size 1."""
-    return g.ReduceSum(v, axes, keepdims=1) / count(g, v, axes)
+    return g.ReduceSum(v, axes, keepdims=1) / extent_of(g, v, axes)
 
 
 def standardised(g: Graph, x: Value, axes: list[int], epsilon: float) -> tuple[Value, Value]:

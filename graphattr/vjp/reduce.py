@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from ..errors import UnsupportedOp
 from ..graph import Graph, Node, Operand, Value
 from .elementwise import operands, typed_like
+from .index import count, flat, positions, reshaped
 from .registry import vjp
 
 
@@ -36,8 +39,8 @@ def restored(g: Graph, n: Node, v: Value) -> Value:
     """A value shaped like the reduction's output, with the reduced axes back as axes of size 1."""
     if n.attrs.get("keepdims", 1) or is_noop(n):
         return v
-    axes = axes_of(n)
-    return g.Unsqueeze(v, known_axes(n) if axes is None else axes)
+    axes, (x, *_) = axes_of(n), operands(n)
+    return g.emit("Unsqueeze", v, list(range(x.rank)) if axes is None else axes, out_shape=(None,) * x.rank)
 
 
 def reduction(g: Graph, op: str, x: Value, axes: list[int], keepdims: int = 1) -> Value:
@@ -47,7 +50,7 @@ def reduction(g: Graph, op: str, x: Value, axes: list[int], keepdims: int = 1) -
     return g.emit(op, x, axes=axes, keepdims=keepdims)
 
 
-def count(g: Graph, x: Value, axes: Value | list[int] | None) -> Operand:
+def extent_of(g: Graph, x: Value, axes: list[int] | None) -> Operand:
     """The number of elements that are reduced to one: a number where it is static."""
     sizes = g.shape(x) if axes is None else g.Gather(g.shape(x), axes)
     size = g.ReduceProd(sizes, keepdims=0)
@@ -63,6 +66,11 @@ def steps(g: Graph, x: Value, axis: int) -> Value:
     return g.Range(0, g.Gather(g.shape(x), g.const(axis, "int64")), 1)
 
 
+def along(g: Graph, v: Value, axis: int, rank: int) -> Value:
+    """A vector as a tensor of `rank` axes, all of size 1 but one."""
+    return g.Reshape(v, [-1 if a == axis else 1 for a in range(rank)])
+
+
 # -- sums ---------------------------------------------------------------------------------------------------------
 @vjp("ReduceSum")
 def reduce_sum(g: Graph, n: Node, dy: Value) -> tuple[Value | None, ...]:
@@ -74,10 +82,11 @@ def reduce_sum(g: Graph, n: Node, dy: Value) -> tuple[Value | None, ...]:
 @vjp("ReduceMean")
 def reduce_mean(g: Graph, n: Node, dy: Value) -> tuple[Value | None, ...]:
     """dx = dy / count."""
-    x, *_ = operands(n)
+    (x, *_), axes = operands(n), axes_of(n)
     if is_noop(n):
         return (dy,)
-    return (g.Expand(restored(g, n, dy / count(g, x, axes_of(n))), g.shape(x)),)
+    size = typed_like(g, g.Div(g.Size(x), g.Size(dy)), dy) if isinstance(axes, Value) else extent_of(g, x, axes)
+    return (g.Expand(restored(g, n, dy / size), g.shape(x)),)
 
 
 @vjp("ReduceL1")
@@ -122,39 +131,75 @@ def cumsum(g: Graph, n: Node, dy: Value) -> tuple[Value | None, ...]:
     return (g.CumSum(dy, n.inputs[1], exclusive=n.attrs.get("exclusive", 0), reverse=1 - n.attrs.get("reverse", 0)),)
 
 
-# -- extrema and products: the reduced axes are brought to the end and flattened into one ---------------------------
-def flattened(g: Graph, x: Value, axes: list[int]) -> Value:
-    """x (..., K) with the reduced axes moved to the end and made one."""
-    kept = [a for a in range(x.rank) if a not in axes]
-    return g.Reshape(g.Transpose(x, perm=kept + axes), [0] * len(kept) + [-1])
+# -- extrema and products: what is reduced to one is brought into one row ------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """x as rows (.., K) that are reduced to one each, and back."""
+
+    g: Graph
+    x: Value
+    axes: list[int]
+
+    def flattened(self) -> Value:
+        """The reduced axes are moved to the end and made one."""
+        kept = [a for a in range(self.x.rank) if a not in self.axes]
+        return self.g.Reshape(self.g.Transpose(self.x, perm=kept + self.axes), [0] * len(kept) + [-1])
+
+    def unflattened(self, v: Value) -> Value:
+        perm = [a for a in range(self.x.rank) if a not in self.axes] + self.axes
+        v = self.g.Reshape(v, self.g.shape(self.g.Transpose(self.x, perm=perm)))
+        return self.g.Transpose(v, perm=[perm.index(a) for a in range(self.x.rank)])
 
 
-def unflattened(g: Graph, v: Value, x: Value, axes: list[int]) -> Value:
-    """The inverse of `flattened`."""
-    perm = [a for a in range(x.rank) if a not in axes] + axes
-    v = g.Reshape(v, g.shape(g.Transpose(x, perm=perm)))
-    return g.Transpose(v, perm=[perm.index(a) for a in range(x.rank)])
+@dataclasses.dataclass(frozen=True)
+class RowsOfTheRun:
+    """As Rows, where only the run knows the axes: `order` lists the elements row by row."""
+
+    g: Graph
+    x: Value
+    results: Value
+    order: Value
+
+    def flattened(self) -> Value:
+        return self.g.Reshape(self.g.Gather(flat(self.g, self.x), self.order), self.g.Concat(self.results, [-1], axis=0))
+
+    def unflattened(self, v: Value) -> Value:
+        return reshaped(self.g, self.g.Gather(flat(self.g, v), argsort(self.g, self.order)), self.x)
+
+
+def rows(g: Graph, n: Node) -> Rows | RowsOfTheRun:
+    """Of the run: the elements are sorted by the number of the result they go to, then by their own."""
+    (x, *_), y = operands(n), n.outputs[0]
+    if not isinstance(axes_of(n), Value):
+        return Rows(g, x, known_axes(n))
+    results, size = count(g, y), count(g, x)
+    result = g.Expand(reshaped(g, positions(g, results), restored(g, n, y)), g.shape(x))
+    order = argsort(g, flat(g, result) * size + positions(g, size))
+    return RowsOfTheRun(g, x, results, order)
+
+
+def argsort(g: Graph, keys: Value) -> Value:
+    return g.TopK(keys, count(g, keys), n_outputs=2, largest=0)[1]
 
 
 @vjp("ReduceMax", "ReduceMin")
 def reduce_extremum(g: Graph, n: Node, dy: Value) -> tuple[Value | None, ...]:
     """dx = dy at the first element that is the maximum, else 0."""
-    (x, *_), axes = operands(n), known_axes(n)
-    if is_noop(n) or not axes:
+    if is_noop(n) or operands(n)[0].shape == ():
         return (dy,)
-    flat = flattened(g, x, axes)
-    first = g.emit("ArgMax" if n.op == "ReduceMax" else "ArgMin", flat, axis=-1, keepdims=1)
-    wins = unflattened(g, g.Equal(steps(g, flat, -1), first), x, axes)
-    return (g.Where(wins, restored(g, n, dy), 0.0),)
+    found = rows(g, n)
+    x = found.flattened()
+    first = g.emit("ArgMax" if n.op == "ReduceMax" else "ArgMin", x, axis=-1, keepdims=1)
+    return (g.Where(found.unflattened(g.Equal(steps(g, x, -1), first)), restored(g, n, dy), 0.0),)
 
 
 @vjp("ReduceProd")
 def reduce_prod(g: Graph, n: Node, dy: Value) -> tuple[Value | None, ...]:
     """dx = dy times the product of the other elements, which is formed for each element: exact at zeros, quadratic in size."""
-    (x, *_), axes = operands(n), known_axes(n)
-    if is_noop(n) or not axes:
+    if is_noop(n) or operands(n)[0].shape == ():
         return (dy,)
-    flat = flattened(g, x, axes)
-    k = steps(g, flat, -1)
-    others = g.Where(g.Equal(k, g.Unsqueeze(k, [1])), 1.0, g.Unsqueeze(flat, [-2]))
-    return (restored(g, n, dy) * unflattened(g, reduction(g, "ReduceProd", others, [-1], keepdims=0), x, axes),)
+    found = rows(g, n)
+    x = found.flattened()
+    k = steps(g, x, -1)
+    others = g.Where(g.Equal(k, g.Unsqueeze(k, [1])), 1.0, g.Unsqueeze(x, [-2]))
+    return (restored(g, n, dy) * found.unflattened(reduction(g, "ReduceProd", others, [-1], keepdims=0)),)

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto
 
-from ..errors import UnsupportedOp
 from ..graph import Graph, Node, Value
 from .elementwise import operands
 from .geometry import dims, extent
-from .index import put, reshaped, zeros_like
+from .index import count, flat, positions, put, reshaped, zeros_like
 from .registry import vjp
 
 Cotangents = tuple[Value | None, ...]
@@ -79,8 +78,11 @@ def slice_(g: Graph, n: Node, dy: Value) -> Cotangents:
     """Axes of step 1 are padded with zeros; on the others dy is put where the same Slice of 0, 1, 2, ... reads."""
     x, starts, ends = operands(n)[:3]
     axes, steps = (*n.inputs[3:], None, None)[:2]
+    named = listed(x, axes, starts)
+    if named is None:
+        return (scattered(g, dy, g.Slice(numbered(g, x), *n.inputs[1:]), x)[0],)
     before, after = [g.const([0])] * x.rank, [g.const([0])] * x.rank
-    for i, a in enumerate(listed(n, x, axes, starts)):
+    for i, a in enumerate(named):
         size, step = extent(g, x, a), item(g, steps, i) if steps is not None else g.const([1])
         if step.content != (1,):
             where = g.Slice(positions(g, size), item(g, starts, i), item(g, ends, i), [0], step)
@@ -105,13 +107,25 @@ def clamped(g: Graph, start: Value, size: Value) -> Value:
     return g.Max(g.Min(start, size), [0])
 
 
-def listed(n: Node, x: Value, axes: Value | None, counted: Value, per_axis: int = 1) -> list[int]:
-    """The axes a node names by an input (all the leading ones by default), counted from 0."""
+def listed(x: Value, axes: Value | None, counted: Value, per_axis: int = 1) -> list[int] | None:
+    """The axes a node names by an input (all the leading ones by default), counted from 0; None where only the run can tell."""
     count = (counted.shape or (None,))[0]
     known = axes.content if axes is not None else tuple(range(count // per_axis)) if isinstance(count, int) else None
     if not isinstance(known, tuple) or not all(isinstance(a, int) for a in known):
-        raise UnsupportedOp(f"{n!r}: its axes are computed at run time; make them constants")
+        return None
     return [a % x.rank for a in known if isinstance(a, int)]
+
+
+def numbered(g: Graph, x: Value) -> Value:
+    """0, 1, 2, ... in the shape of x: whatever moves elements about tells by these where each came from."""
+    return reshaped(g, positions(g, count(g, x)), x)
+
+
+def scattered(g: Graph, dy: Value, origin: Value, x: Value) -> tuple[Value, Value]:
+    """dy added where `origin` says that it came from; and the sum of what came from nowhere, numbered one beyond x."""
+    size = count(g, x)
+    sums = put(g, flat(g, dy), flat(g, origin), size + 1, 0)
+    return reshaped(g, g.Slice(sums, [0], size), x), g.Slice(sums, size, size + 1)
 
 
 def item(g: Graph, v: Value, i: int) -> Value:
@@ -119,20 +133,19 @@ def item(g: Graph, v: Value, i: int) -> Value:
     return g.Slice(v if v.dtype == np.int64 else g.Cast(v, to=TensorProto.INT64), [i], [i + 1])
 
 
-def positions(g: Graph, size: Value) -> Value:
-    """0, 1, ..., size - 1."""
-    return g.Range(0, g.Squeeze(size, [0]), 1)
-
-
 @vjp("Pad")
 def pad(g: Graph, n: Node, dy: Value) -> Cotangents:
     """Constant: what was added is cut off. Other modes: dy is added where the same Pad of 0, 1, 2, ... reads."""
     x, pads = operands(n)[:2]
     value, axes = (*n.inputs[2:], None, None)[:2]
-    named = listed(n, x, axes, pads, 2)
+    named, constant = listed(x, axes, pads, 2), n.attrs.get("mode", "constant") == "constant"
+    if named is None:
+        fill = g.Squeeze(count(g, x), [0]) if constant else None
+        dx, rest = scattered(g, dy, g.Pad(numbered(g, x), pads, fill, axes, **n.attrs), x)
+        return dx, None, reshaped(g, rest, value) if value is not None else None
     before = {a: item(g, pads, i) for i, a in enumerate(named)}
     after = {a: item(g, pads, i + len(named)) for i, a in enumerate(named)}
-    if n.attrs.get("mode", "constant") == "constant":
+    if constant:
         return _unpad(g, n, dy, x, value, before, after)
     for a in named:
         if (before[a].content, after[a].content) != ((0,), (0,)):

@@ -7,9 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphattr.errors import UnsupportedOp
-from graphattr.graph import Graph
-from graphattr.vjp import pullback
 from tests.vjp.checking import Case, case, check_case, gradient, rows, sampler
 from tests.vjp.windows import check_symbolic
 
@@ -56,7 +53,16 @@ SCATTERS = [
 ]
 TOP = [case(f"TopK {name}", lambda g, x, a=attrs: g.TopK(x, [2], n_outputs=2, **a)[0], draw(3, 4, 3)) for name, attrs in
        [("last axis", {}), ("axis 1", {"axis": 1}), ("smallest", {"largest": 0, "axis": 1}), ("unsorted", {"sorted": 0})]]
-CASES = [*GATHERS, *SCATTERS, *TOP]
+DISTINCT = [[3.0, 1, 2], [1.5, -3, 0.5]]
+PICKED = [
+    case("Unique", lambda g, x: g.Unique(x), DISTINCT, half=False, dynamic=()),
+    case("Unique in order of appearance", lambda g, x: g.emit("Unique", x, sorted=0, n_outputs=4)[0], DISTINCT, half=False,
+         dynamic=()),
+    case("Unique columns", lambda g, x: g.Unique(x, axis=-1), DISTINCT, half=False, dynamic=()),
+    case("OneHot", lambda g, i, v: g.OneHot(i, 3, v), np.array([[2, 0, -1], [1, 5, 1]]), draw(2)),
+    case("OneHot axis 1", lambda g, i, v: g.OneHot(i, 4, v, axis=1), np.array([[2, 0, -1], [1, 5, 1]]), draw(2)),
+]
+CASES = [*GATHERS, *SCATTERS, *TOP, *PICKED]
 
 
 @pytest.mark.parametrize(("c", "opset"), rows(CASES))
@@ -91,10 +97,9 @@ def test_equal_values_go_to_the_lower_index() -> None:
     np.testing.assert_array_equal(dx, [[0, 1, 1, 0]])
 
 
-@pytest.mark.parametrize("op", ["ScatterElements", "ScatterND"])
-def test_other_reductions_are_refused(op: str) -> None:
-    g = Graph(18)
-    x, u = g.input("x", "float32", (3, 1)), g.input("u", "float32", (1, 1))
-    (y,) = g.record(op, [x, g.const([[0]]), u], ["y"], {"reduction": "max"}, "scatter1")
-    with pytest.raises(UnsupportedOp, match=f"{op} node 'scatter1': reduction 'max'"):
-        pullback(g, {y: g.input("dy", "float32", (3, 1))}, [x])
+def test_equal_values_are_taken_where_they_stand_first() -> None:
+    build = {"all": lambda g, x: g.Unique(x), "columns": lambda g, x: g.Unique(x, axis=1)}
+    x = np.array([[2.0, 1, 2], [1, 1, 1]])
+    np.testing.assert_array_equal(gradient(build["all"], x, dy=np.array([5.0, 7]))[0], [[7, 5, 0], [0, 0, 0]])
+    columns = gradient(build["columns"], x, dy=np.array([[1.0, 2], [3, 4]]))[0]
+    np.testing.assert_array_equal(columns, [[2, 1, 0], [4, 3, 0]])

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphattr.errors import UnsupportedOp
 from graphattr.graph import Graph
-from graphattr.vjp import pullback
 from tests.vjp.checking import Case, case, check_case, gradient, rows, sampler
 
 draw = sampler(2)
@@ -29,6 +27,10 @@ def reduce(op: str, axes: list[int] | None, **attrs: Any) -> Callable[..., Any]:
     return build
 
 
+def of_the_run(op: str, **attrs: Any) -> Callable[..., Any]:
+    return lambda g, x, axes: g.emit(op, x, axes, **attrs)
+
+
 def data(op: str, *shape: int) -> np.ndarray[Any, Any]:
     return draw(*shape, low=0.3) if op == "ReduceLogSum" else draw(*shape)
 
@@ -42,9 +44,10 @@ CASES = [
            opsets=(18, 23)) for op in OPS),
     *(case(f"{op} of a vector", reduce(op, [0], keepdims=0), data(op, 4), opsets=(18,)) for op in OPS),
     *(case(f"{op} of the middle", reduce(op, [1, 2], keepdims=1), data(op, 2, 2, 3, 2), opsets=(18,)) for op in OPS),
-    *(case(f"{op} over axes of the run, keepdims={keep}", lambda g, x, axes, op=op, keep=keep: g.emit(op, x, axes, keepdims=keep),
-           data(op, 3, 4), np.array([1]), opsets=(18,))
-      for op in OPS if op not in ("ReduceMax", "ReduceMin", "ReduceProd") for keep in (0, 1)),
+    *(case(f"{op} over axes {axes} of the run, keepdims={keep}", of_the_run(op, keepdims=keep), data(op, 3, 4, 2), np.array(axes),
+           opsets=(18,)) for op in OPS for axes in ([1], [-1, 0]) for keep in (0, 1)),
+    *(case(f"{op} over no axes of the run, noop={noop}", of_the_run(op, noop_with_empty_axes=noop), data(op, 3, 4),
+           np.zeros(0, np.int64), opsets=(18,)) for op in OPS for noop in (0, 1)),
     case("ReduceSum as a no-operation", reduce("ReduceSum", [], noop_with_empty_axes=1), draw(3, 4)),
     case("ReduceProd with a zero", reduce("ReduceProd", [1]), [[1.5, 0.0, -2.0], [0.5, 2.0, 3.0]]),
     case("ReduceProd with zeros", reduce("ReduceProd", [1]), [[1.5, 0.0, 0.0], [0.0, 0.0, 0.0]]),
@@ -86,9 +89,10 @@ def test_norms_at_zero() -> None:
         np.testing.assert_array_equal(gradient(reduce(op, [1]), np.zeros((2, 3)))[0], np.zeros((2, 3)))
 
 
-def test_extrema_over_unknown_axes_are_refused() -> None:
-    g = Graph(18)
-    x, axes = g.input("x", "float32", (2, 3)), g.input("axes", "int64", (1,))
-    y = g.ReduceMax(x, axes)
-    with pytest.raises(UnsupportedOp, match="at run time"):
-        pullback(g, {y: y}, [x])
+def test_ties_over_axes_of_the_run() -> None:
+    x, axes = np.zeros((2, 2, 3)), np.array([2, 0])
+    dx = gradient(of_the_run("ReduceMax", keepdims=0), x, axes, opset=18, dy=np.array([5.0, 7.0]))[0]
+    np.testing.assert_array_equal(dx, [[[5, 0, 0], [7, 0, 0]], np.zeros((2, 3))])
+    zeros = np.array([[2.0, 0, 3], [0, 0, 4], [2, 3, 4]])
+    dx = gradient(of_the_run("ReduceProd"), zeros, np.array([1]), opset=18)[0]
+    np.testing.assert_array_equal(dx, [[0, 6, 0], [0, 0, 0], [12, 8, 6]])

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphattr.errors import UnsupportedOp
 from graphattr.graph import Graph, Value
-from graphattr.vjp import pullback
 from tests.vjp.checking import Case, case, check_case, rows, sampler
 from tests.vjp.windows import check_symbolic
 
@@ -95,12 +93,35 @@ PADS = [
     *(padded("pads", (2, 3, 4), [0, 1, 2, 0, 2, 3], mode) for mode in ("reflect", "edge")),
     padded("pads", (2, 3, 4), [0, 1, 2, 0, 2, 5], "wrap", opsets=(19,)),
     padded("negative", (2, 5), [0, -2, 0, 3], "edge"),
+    padded("negative", (2, 5), [0, 2, 0, -2], "reflect"),
+    padded("negative", (2, 5), [0, -2, 0, 3], "wrap", opsets=(19,)),
+    padded("negative on both sides", (2, 6, 5), [0, -1, -2, 0, -2, 1], "edge"),
     case("Pad value", lambda g, x, v: g.Pad(x, [0, 1, 2, 0, 1, 3], v), draw(2, 3, 2), np.array(0.5)),
     case("Pad value, cutting", lambda g, x, v: g.Pad(x, [0, -1, 0, 2], v), draw(2, 3), np.array(0.5)),
     case("Pad at run time", lambda g, x, p: g.Pad(x, p, 0.0), draw(2, 3), np.array([0, 2, 0, -1])),
     case("Pad edge at run time", lambda g, x, p: g.Pad(x, p, mode="edge"), draw(2, 3), np.array([0, 2, 0, 1])),
 ]
-CASES = [*MOVES, *SLICES, *PADS]
+AXES = np.array([2, -2])
+OF_THE_RUN = [
+    case("Slice axes at run time", lambda g, x, a: g.Slice(x, [1, -1], [4, -100], a, [1, -2]), draw(2, 5, 4), AXES),
+    case("Slice everything at run time", lambda g, x, a, s, e, d: g.Slice(x, s, e, a, d), draw(2, 5, 4), AXES, np.array([1, 4]),
+         np.array([9, 0]), np.array([2, -1])),
+    case("Pad axes at run time", lambda g, x, a: g.Pad(x, [1, -1, 2, 0], 0.5, a), draw(2, 3, 4), AXES, opsets=(18,)),
+    case("Pad value and axes at run time", lambda g, x, v, a: g.Pad(x, [1, -1, 2, 0], v, a), draw(2, 3, 4), np.array(0.5), AXES,
+         opsets=(18,)),
+    *(case(f"Pad {mode} axes at run time", lambda g, x, a, m=mode: g.Pad(x, [1, 2, 2, 0], None, a, mode=m), draw(2, 4, 4), AXES,
+           opsets=(19,)) for mode in ("reflect", "edge", "wrap")),
+    case("Squeeze axes at run time", lambda g, x, a: g.Squeeze(x, a), draw(2, 1, 3, 1), np.array([1, -1])),
+    case("Unsqueeze axes at run time", lambda g, x, a: g.Unsqueeze(x, a), draw(2, 3), np.array([1, -1])),
+    case("Expand at run time", lambda g, x, s: g.Expand(x, s), draw(3, 1), np.array([2, 1, 4]), dynamic=()),
+    case("Tile at run time, three axes", lambda g, x, r: g.Tile(x, r), draw(2, 1, 3), np.array([1, 3, 2])),
+    case("Trilu at run time", lambda g, x, k: g.Trilu(x, k, upper=0), draw(2, 3, 4), np.array(1)),
+    case("Split at run time", lambda g, x, s: g.Split(x, s, axis=1, n_outputs=3), draw(2, 6), np.array([1, 3, 2])),
+    case("ReverseSequence at run time", lambda g, x, k: g.ReverseSequence(x, k, batch_axis=0, time_axis=1), draw(3, 4, 2),
+         np.array([2, 4, 1]), dynamic=()),
+    case("Reshape at run time", lambda g, x, s: g.Reshape(x, s), draw(2, 3, 4), np.array([0, -1, 2])),
+]
+CASES = [*MOVES, *SLICES, *PADS, *OF_THE_RUN]
 
 
 @pytest.mark.parametrize(("c", "opset"), rows(CASES))
@@ -133,12 +154,3 @@ SYMBOLIC = [
 @pytest.mark.parametrize(("c", "opset"), rows(SYMBOLIC))
 def test_symbolic_sizes(c: Case, opset: int) -> None:
     check_symbolic(c, opset, [("N", 2, "H", "W")], *SIZES)
-
-
-def test_axes_of_the_run_are_refused() -> None:
-    g = Graph(18)
-    x, axes = g.input("x", "float32", (3, 4)), g.input("axes", "int64", (1,))
-    for op, more in (("Slice", (g.const([0]), g.const([1]), axes)), ("Pad", (g.const([0, 1]), None, axes))):
-        (y,) = g.record(op, [x, *more], [f"y{op}"], {}, f"n{op}")
-        with pytest.raises(UnsupportedOp, match=f"{op} node 'n{op}': its axes are computed at run time"):
-            pullback(g, {y: g.input(f"dy{op}", "float32", (3, 4))}, [x])
