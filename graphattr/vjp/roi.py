@@ -1,4 +1,4 @@
-"""Regions of interest: RoiAlign and MaxRoiPool. Along each axis a bin reads some elements; they are summed, or the largest wins."""
+"""Regions of interest: RoiAlign and MaxRoiPool. Along each axis a bin reads some elements: their sum, or the largest."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from ..graph import Graph, Node, Value
 from .elementwise import operands, typed_like
 from .function import through
 from .geometry import extent
+from .index import positions
 from .registry import vjp
-from .shape import positions
 
 SPELLINGS = {"bilinear": "linear", "bicubic": "cubic"}  # before opset 20
 CUBIC = -0.75
@@ -45,7 +45,7 @@ def sampled(g: Graph, n: Node) -> Value:
     reference for cubic.
     """
     (x, grid), taps = operands(n), []
-    grid, mode, pad = typed_like(g, grid, x), n.attrs.get("mode", "linear"), n.attrs.get("padding_mode", "zeros")
+    grid, mode, pad = typed_like(g, grid, x), str(n.attrs.get("mode", "linear")), n.attrs.get("padding_mode", "zeros")
     corners, axes = bool(n.attrs.get("align_corners", 0)), x.rank - 2
     for a in range(axes):
         size = extent(g, x, 2 + a)
@@ -63,9 +63,9 @@ def taps_at(g: Graph, n: Node, at: Value, mode: str) -> Taps:
     low = g.Floor(at)
     t, first = g.Unsqueeze(at - low, [-1]), whole(g, g.Unsqueeze(low, [-1]))
     if mode == "linear":
-        return Taps(first + [0, 1], g.Concat(1.0 - t, t, axis=-1))
+        return Taps(g.Add(first, [0, 1]), g.Concat(1.0 - t, t, axis=-1))
     if mode == "cubic":
-        return Taps(first + [-1, 0, 1, 2], g.Concat(far(1.0 + t), near(t), near(1.0 - t), far(2.0 - t), axis=-1))
+        return Taps(g.Add(first, [-1, 0, 1, 2]), g.Concat(far(1.0 + t), near(t), near(1.0 - t), far(2.0 - t), axis=-1))
     raise UnsupportedOp(f"{n!r}: no derivative for mode {mode!r}; nearest, linear and cubic have one")
 
 
