@@ -1,6 +1,8 @@
 """Plain derivatives, one short function per operator; a closed set (see `registry`)."""
 
 from . import (  # noqa: F401  (registration)
+    columns,
+    deform,
     elementwise,
     index,
     linear,
@@ -10,6 +12,8 @@ from . import (  # noqa: F401  (registration)
     quantisation,
     reduce,
     resize,
+    roi,
+    sample,
     scatter,
     shape,
     spectral,
