@@ -24,7 +24,9 @@ from .vjp import has_vjp, is_control
 
 CONVOLUTIONS = {"Conv", "ConvTranspose"}
 RECTIFIERS = {"Relu", "LeakyRelu", "PRelu", "Clip", "ThresholdedRelu"}
+QUANTISERS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 SMOOTH = {
+    *QUANTISERS,
     "Elu",
     "Selu",
     "Celu",
@@ -56,9 +58,6 @@ SMOOTH = {
     "Asinh",
     "Acosh",
     "Atanh",
-    "QuantizeLinear",
-    "DequantizeLinear",
-    "DynamicQuantizeLinear",
     "Mod",
 }
 MEANS = {"AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "CumSum"}

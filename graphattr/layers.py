@@ -12,7 +12,7 @@ import networkx as nx
 
 from .composites import elementwise_regions, is_complement
 from .graph import Graph, Node, Value
-from .kinds import CONVOLUTIONS, GATES, divisor, kind_of
+from .kinds import CONVOLUTIONS, GATES, QUANTISERS, divisor, kind_of
 from .normalisations import Norm, norm_regions
 from .signs import nonnegative
 from .vjp import data_inside, data_outputs, depends, has_vjp, is_constant, is_control
@@ -110,7 +110,7 @@ class LayerGraph:
         return path[::-1]
 
     def at_input(self, layer: Layer) -> bool:
-        """Whether the layer's data comes from the roots through reshape-like layers only; never so in a body."""
+        """Whether the layer's data comes from the roots through reshape-like and quantising layers only; never so in a body."""
         if self.graph.parent is not None:
             return False
         made = self.made
@@ -120,7 +120,7 @@ class LayerGraph:
             if x in seen or (x in self.roots and x not in made):
                 continue
             seen.add(x)
-            if x not in made or made[x].kind != "structure":
+            if x not in made or (made[x].kind != "structure" and made[x].op not in QUANTISERS):
                 return False
             stack.extend(made[x].xs)
         return True
