@@ -16,7 +16,7 @@ from ..infer import Dim, Shape
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Per spatial axis. `begin` is None where only the run knows it (SAME_* with a symbolic size)."""
+    """Per spatial axis. `begin` is None where only the run knows it (SAME_* or output_shape with a symbolic size)."""
 
     kernel: tuple[Dim, ...]
     strides: tuple[int, ...]
@@ -25,6 +25,7 @@ class Window:
     end: tuple[int, ...]
     lower: bool = False  # SAME_LOWER: an odd pad goes to the beginning
     loose: bool = False  # with a symbolic size, `slide` may yield more outputs than wanted
+    extra: tuple[int, ...] = ()  # output_padding, where the run forms the pads of an output_shape
 
     def turned(self, kernel: Sequence[Dim], loose: bool) -> Window:
         """Outputs and kernel exchanged: the window that sums over outputs, one result per kernel element."""
@@ -117,9 +118,10 @@ def extent(g: Graph, x: Value, axis: int) -> Value:
 
 
 def _total(g: Graph, win: Window, i: int, x: Value, y: Value, w: Value) -> Value:
-    """The total SAME_* padding of an axis, at run time."""
+    """The total padding of an axis, at run time."""
     size, out, k = (extent(g, v, 2 + i) for v in (x, y, w))
-    return g.Max((out - 1) * win.strides[i] + (k - 1) * win.dilations[i] + 1 - size, [0])
+    extra = win.extra[i] if win.extra else 0
+    return g.Max((out - 1) * win.strides[i] + (k - 1) * win.dilations[i] + 1 + extra - size, [0])
 
 
 def _begin(g: Graph, win: Window, i: int, x: Value, y: Value, w: Value) -> Value:
@@ -127,7 +129,7 @@ def _begin(g: Graph, win: Window, i: int, x: Value, y: Value, w: Value) -> Value
 
 
 def _padded(g: Graph, x: Value, w: Value, y: Value, win: Window) -> Value:
-    """x with its pads, computed at run time where SAME_* needs it."""
+    """x with its pads, computed at run time where the window needs it."""
     known = [b is not None for b in win.begin]
     begin = [g.const([b]) if b is not None else _begin(g, win, i, x, y, w) for i, b in enumerate(win.begin)]
     end = [g.const([e]) if known[i] else _total(g, win, i, x, y, w) - begin[i] for i, e in enumerate(win.end)]

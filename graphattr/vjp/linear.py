@@ -9,6 +9,7 @@ from ..graph import Graph, Node, Value
 from ..infer import Dim
 from .elementwise import operands
 from .geometry import Window, dims, extent, slide, spread, window
+from .reduce import along, steps
 from .registry import vjp
 
 Cotangents = tuple[Value | None, ...]
@@ -56,16 +57,17 @@ def transposed_window(n: Node, x: Value, w: Value) -> Window:
     if plain is not None and not wanted:
         loose = any(e >= s for e, s in zip(extra, strides, strict=True))
         return Window(tuple(kernel), plain.strides, plain.dilations, plain.begin, plain.end, loose=loose)
-    begin, end, upper = [], [], a.get("auto_pad") == "SAME_UPPER"
+    begin, end, upper = list[int | None](), list[int](), a.get("auto_pad") == "SAME_UPPER"
     for i, (k, s, d, e) in enumerate(zip(kernel, strides, dilations, extra, strict=True)):
         size = dims(x)[2 + i]
         if not isinstance(k, int) or (wanted and not isinstance(size, int)):
-            raise UnsupportedOp(f"{n!r}: output_shape or auto_pad with an input of symbolic size {size!r} has no fixed pads")
+            begin, end = [*begin, None], [*end, 0]
+            continue
         natural = e + (k - 1) * d + 1 - s  # the output's extent minus stride * size
         total = max(0, natural + (size * s - wanted[i] if wanted else 0))
         begin.append((total + (not upper)) // 2)
-        end.append(total - begin[-1])
-    return Window(tuple(kernel), tuple(strides), tuple(dilations), tuple(begin), tuple(end), loose=True)
+        end.append(total - (total + (not upper)) // 2)
+    return Window(tuple(kernel), tuple(strides), tuple(dilations), tuple(begin), tuple(end), not upper, True, tuple(extra))
 
 
 def filter_gradient(g: Graph, big: Value, small: Value, w: Value, win: Window, group: int) -> Value:
@@ -133,16 +135,21 @@ def einsum(g: Graph, n: Node, dy: Value) -> Cotangents:
 
 
 def _einsum_operand(g: Graph, n: Node, dy: Value, terms: Sequence[str], out: str, i: int) -> Value:
-    x, others = operands(n)[i], [j for j in range(len(terms)) if j != i]
+    """An index that appears nowhere else is spread out again; one that the operand repeats reads its diagonal only."""
+    x, term, others = operands(n)[i], terms[i], [j for j in range(len(terms)) if j != i]
     present = {c for t in (out, *(terms[j] for j in others)) for c in t}
-    kept = "".join(c for c in terms[i] if c in present)
+    kept = "".join(c for c in dict.fromkeys(term) if c in present)
     dx = dy
     if others or kept != out:
         equation = ",".join([out, *(terms[j] for j in others)]) + "->" + kept
         dx = g.Einsum(dy, *(n.inputs[j] for j in others), equation=equation)
-    missing = [a for a, c in enumerate(terms[i]) if c not in present]
+    missing = [a for a, c in enumerate(term) if c not in present or c in term[:a]]
     dx = g.Unsqueeze(dx, missing) if missing else dx
-    return dx if dx.shape == x.shape else g.Expand(dx, g.shape(x))  # an index of size 1 elsewhere, or summed here only
+    dx = dx if dx.shape == x.shape else g.Expand(dx, g.shape(x))  # an index of size 1 elsewhere, or summed here only
+    for a, b in ((term.index(c), b) for b, c in enumerate(term) if c in term[:b]):
+        one, other = (along(g, steps(g, x, k), k, x.rank) for k in (a, b))
+        dx = g.Where(g.Equal(one, other), dx, 0.0)
+    return dx
 
 
 def subscripts(n: Node) -> tuple[list[str], str]:
@@ -157,7 +164,6 @@ def subscripts(n: Node) -> tuple[list[str], str]:
         out = ("..." if "..." in left else "") + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
     terms = [t.replace("...", "".join(spare[len(spare) - r:])) for t, r in zip(terms, ranks, strict=True)]
     out = out.replace("...", "".join(spare))
-    for term in (*terms, out):
-        if len(set(term)) < len(term):
-            raise UnsupportedOp(f"{n!r}: equation {equation!r} repeats an index in {term!r}; a diagonal has no derivative here")
+    if len(set(out)) < len(out):
+        raise UnsupportedOp(f"{n!r}: equation {equation!r} repeats an index in its result {out!r}, which is no legal Einsum")
     return terms, out
