@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from .errors import TargetError, did_you_mean
-from .folding import fold_scales_backward, fold_scales_forward
+from .folding import fold_scales_backward, fold_scales_forward, join_pads
 from .graph import Graph, Value
 from .onnxio import freeze
 from .recurrent import write_out
@@ -54,7 +54,10 @@ def canonicalise(source: Source, fold_bn: bool = True) -> Canonical:
     table = load(source)
     drop_pass_through(table)
     turn_weights(table)
+    cancel_turns(table)
     join_stacked_sums(table)
+    sums_of_two(table)
+    join_pads(table)
     if fold_bn:
         fold_scales_forward(table)
         fold_scales_backward(table)
@@ -95,6 +98,28 @@ def turn_weights(table: Table) -> None:
                 if tensor is node.outputs[0]:
                     table.set_constant(reader, i, turned)
         table.discard(node)
+
+
+def cancel_turns(table: Table) -> None:
+    """A Transpose that undoes the one before it: readers read what the first one turned."""
+    for node in table.nodes:
+        first = maker(node.inputs[0]) if node.op == "Transpose" and not node.domain else None
+        if first is None or first.op != "Transpose" or first.domain or node.outputs[0].name in table.pinned:
+            continue
+        one, two = first.attrs.get("perm"), node.attrs.get("perm")
+        if (one is None) != (two is None) or (one is not None and [one[i] for i in two] != sorted(one)):
+            continue
+        turned, node.inputs = node.inputs[0], [first.inputs[0]]
+        table.bypass(node)
+        if not turned.outputs and turned.name not in table.pinned:
+            table.bypass(first)
+
+
+def sums_of_two(table: Table) -> None:
+    """Sum(a, b) is a + b, which may be a bias."""
+    for node in table.nodes:
+        if node.op == "Sum" and not node.domain and len(node.inputs) == 2:
+            table.rewrite(node, "Add", list(node.inputs))
 
 
 def join_stacked_sums(table: Table) -> None:

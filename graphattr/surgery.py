@@ -103,6 +103,13 @@ class Table:
         node.op, node.attrs, node.inputs = op, {}, inputs
         self.protos.pop(id(node), None)
 
+    def set_attributes(self, node: Any, **attrs: Any) -> None:
+        """Change attributes of a node; None takes one away."""
+        node.attrs.update(attrs)
+        for name in [k for k, v in attrs.items() if v is None]:
+            del node.attrs[name]
+        self.protos.pop(id(node), None)
+
     def set_constant(self, node: Any, index: int, array: Array) -> None:
         """Give the node a new constant input; the old one may have other readers and stays as it is."""
         import onnx_graphsurgeon as gs
