@@ -72,6 +72,11 @@ class Book:
                 if n.op_type in ("QuantizeLinear", "DynamicQuantizeLinear")}
 
     @cached_property
+    def makers(self) -> dict[str, NodeProto]:
+        """Tensor -> the node that made it, as the model was when the edit began."""
+        return {o: n for nodes, _ in scopes(self.model) for n in nodes for o in n.output}
+
+    @cached_property
     def constants(self) -> dict[str, TensorProto]:
         """The main graph's initialisers and Constant nodes."""
         graph = self.model.graph

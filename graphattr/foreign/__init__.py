@@ -12,7 +12,7 @@ __all__ = ["EDITS", "standardise"]
 
 EDITS: dict[tuple[str, str], Edit] = {**learners.EDITS, **fused.EDITS, **quantised.EDITS, **attention.EDITS}
 """(domain, operator) -> rewrite. One that writes nothing leaves the node as it is."""
-ORDINARY = {("", op) for op in ("Cast", *quantised.ON_LEVELS)}
+ORDINARY = {("", op) for op in ("Cast", "Mul", *quantised.ON_LEVELS)}
 
 
 def standardise(model: ModelProto) -> ModelProto:

@@ -13,7 +13,7 @@ from ..rewrite import Edit, Pen, attribute
 from .fused import others, trim
 
 QUANTISED = (TensorProto.UINT8, TensorProto.INT8)
-WIDE = (TensorProto.UINT16, TensorProto.INT16)
+WIDE, NARROW = (TensorProto.UINT16, TensorProto.INT16), (TensorProto.UINT4, TensorProto.INT4)
 
 
 def dequantised(pen: Pen, x: str, scale: str, zero: str, axis: int | None = None) -> str:
@@ -143,6 +143,35 @@ def _as_integer(pen: Pen, n: NodeProto, y: str) -> None:
     pen("Cast", y, out=n.output[0], to=TensorProto.INT32)
 
 
+def rescale(pen: Pen, n: NodeProto) -> None:
+    """float(integers) (as ws) behind a dynamic quantisation: the float operator between dequantised operands, with its weight."""
+    for f, s in (n.input, n.input[::-1]) if len(n.input) == 2 else ():
+        to_float, product = pen.book.makers.get(f), pen.book.makers.get(s)
+        if to_float is None or to_float.op_type != "Cast" or attribute(to_float, "to") != TensorProto.FLOAT:
+            continue
+        made = pen.book.makers.get(to_float.input[0])
+        if made is None or made.op_type not in INTEGER or product is None or product.op_type != "Mul":
+            continue
+        a, w, az, wz = [*made.input, "", ""][:4]
+        levels = pen.book.makers.get(a)
+        if levels is None or levels.op_type != "DynamicQuantizeLinear" or levels.output[1] not in product.input or not az:
+            continue
+        ws = product.input[1 if product.input[0] == levels.output[1] else 0]
+        axis = _along_weights(pen, made.op_type, ws, wz)
+        if axis is not None:
+            left, right = dequantised(pen, a, levels.output[1], az), dequantised(pen, w, ws, wz, axis)
+            pen(INTEGER[made.op_type], left, right, out=n.output[0], **others(made))
+            return
+
+
+def _along_weights(pen: Pen, op: str, ws: str, wz: str) -> int | None:
+    """The weight's axis along which its scale may run; None unless that is the whole tensor's or a column's, the zero alike."""
+    scale, zero = ((() if (d := pen.book.dims(v)) == (1,) else d) for v in (ws, wz or ws))
+    if scale is None or scale != zero or len(scale) > (1 if op == "MatMulInteger" else 0):
+        return None
+    return -1 if op == "MatMulInteger" else 0
+
+
 def cast(pen: Pen, n: NodeProto) -> None:
     y = pen.book.floats.get(n.input[0])
     if y is not None and attribute(n, "to") == TensorProto.FLOAT:
@@ -190,11 +219,27 @@ def standard(pen: Pen, n: NodeProto) -> None:
     """Microsoft's (De)QuantizeLinear is the standard's, which learned 16 bits in opset 21."""
     values, zero = (n.input[0], n.input[2] if len(n.input) > 2 else "")
     kind = pen.book.dtype(zero) if zero else pen.book.dtype(values)
-    known = QUANTISED + (WIDE if pen.to >= 21 else ()) + ((TensorProto.INT32,) if n.op_type == "DequantizeLinear" else ())
+    if narrow(pen, n) or (attribute(n, "block_size", 0) and pen.to < 21):
+        return
+    known = QUANTISED + (WIDE + NARROW if pen.to >= 21 else ())
+    known += (TensorProto.INT32,) if n.op_type == "DequantizeLinear" else ()
     if kind in known and pen.book.dtype(n.input[1]) == TensorProto.FLOAT:
         pen(n.op_type, *n.input, out=n.output[0], **others(n))
 
 
+def narrow(pen: Pen, n: NodeProto) -> bool:
+    """Before opset 21 the standard has no 4 bits: a constant of them is written out in 8."""
+    known = [pen.book.constant(i) for i in (n.input[0], *n.input[2:3])]
+    fits = n.op_type == "DequantizeLinear" and pen.to < 21 and not attribute(n, "block_size", 0)
+    if not fits or any(c is None or c.dtype.name not in FOUR_BITS for c in known):
+        return False
+    names = [pen.const(c.astype(FOUR_BITS[c.dtype.name]), "bytes") for c in known if c is not None]
+    pen(n.op_type, names[0], n.input[1], *names[1:], out=n.output[0], **others(n))
+    return True
+
+
+FOUR_BITS = {"int4": np.int8, "uint4": np.uint8}
+INTEGER = {"ConvInteger": "Conv", "MatMulInteger": "MatMul"}
 ON_LEVELS = ("Clip", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Max",
              "MaxPool", "Min", "Pad", "Relu", "Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile",
              "Transpose", "Unsqueeze")
@@ -202,6 +247,7 @@ STANDARD: dict[str, Edit] = {
     "Cast": cast,
     "ConvInteger": conv_integer,
     "MatMulInteger": matmul_integer,
+    "Mul": rescale,
     "QLinearConv": qlinear_conv,
     "QLinearMatMul": qlinear_matmul,
 }
