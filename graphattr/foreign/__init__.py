@@ -6,11 +6,12 @@ from onnx import ModelProto, NodeProto
 
 from ..rewrite import Book, Edit, Pen, Stay, edit, scopes
 from ..wellformed import default_opset
-from . import attention, fused, learners, quantised
+from . import attention, embedding, fused, grouped, learners, lowbits, nhwc, quantised, rotary
 
 __all__ = ["EDITS", "standardise"]
 
-EDITS: dict[tuple[str, str], Edit] = {**learners.EDITS, **fused.EDITS, **quantised.EDITS, **attention.EDITS}
+EDITS: dict[tuple[str, str], Edit] = {**learners.EDITS, **fused.EDITS, **quantised.EDITS, **attention.EDITS,
+                                      **rotary.EDITS, **grouped.EDITS, **embedding.EDITS, **nhwc.EDITS, **lowbits.EDITS}
 """(domain, operator) -> rewrite. One that writes nothing leaves the node as it is."""
 ORDINARY = {("", op) for op in ("Cast", "Mul", *quantised.ON_LEVELS)}
 

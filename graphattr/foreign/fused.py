@@ -26,7 +26,7 @@ def fused_conv(pen: Pen, n: NodeProto) -> None:
     y = pen("Conv", *trim(x, w, b), out=None if z or kind else out, **others(n, "activation", "activation_params"))
     if z:
         y = pen("Add", y, z, out=None if kind else out)
-    _activate(pen, kind, list(values), y, out)
+    activate(pen, kind, list(values), y, out)
 
 
 def fused_gemm(pen: Pen, n: NodeProto) -> None:
@@ -37,10 +37,10 @@ def fused_gemm(pen: Pen, n: NodeProto) -> None:
     mine = ["activation", *(f"activation_{k}" for k in ("alpha", "beta", "gamma"))]
     values = [attribute(n, f"activation_{k}") for k in ACTIVATIONS.get(kind, ())]
     y = pen("Gemm", *n.input, out=None if kind else n.output[0], **others(n, *mine))
-    _activate(pen, kind, values, y, n.output[0])
+    activate(pen, kind, values, y, n.output[0])
 
 
-def _activate(pen: Pen, kind: str, values: list[float | None], y: str, out: str) -> None:
+def activate(pen: Pen, kind: str, values: list[float | None], y: str, out: str) -> None:
     if kind == "Clip":
         pen("Clip", y, *(pen.like(v, k, pen.node.input[0]) for k, v in zip(("min", "max"), values) if v is not None), out=out)
     elif kind:
