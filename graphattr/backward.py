@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +10,9 @@ from .errors import BuildError, GraphattrError
 from .fn import Site
 from .graph import Graph, Value
 from .infer import Shape, shape_text
-from .layers import Layer, LayerGraph
+from .layers import Layer, LayerGraph, to_layers
 from .method import Bound, Plan
-from .vjp import fit, total
+from .vjp import fit, pull_control, total
 
 
 @dataclass
@@ -48,14 +48,31 @@ def backward(
         entry = Entry(layer.name, [r for r in rs if r is not None])
         site = Site(g, layer, graph, wanted, entry.absorbed if ledger is not None else None)
         with g.scope(f"{layer.name}/{bound.rule.name}"):
-            shares = _apply(g, site, bound, rs)
-        for x, share in zip(layer.xs, shares, strict=True):
-            if x in wanted and share is not None:
+            if layer.bodies:
+                shares = pull_control(g, layer.nodes[0], rs, wanted, _walk(layer, plan))
+            else:
+                shares = [(x, r) for x, r in zip(layer.xs, _apply(g, site, bound, rs), strict=True) if r is not None]
+        for x, share in shares:
+            if x in wanted:
                 arriving.setdefault(x, []).append(share)
                 entry.sent.append(share)
         if ledger is not None:
             ledger.append(entry)
     return {v: r for v in wrt if (r := total(g, arriving.get(v, []))) is not None}
+
+
+def _walk(layer: Layer, plan: Plan) -> Callable[..., Mapping[Value, Value]]:
+    """How relevance passes a body: as it passes the graph, by the rules of the plan."""
+
+    def through(
+        attr: str, step: Graph, stands: Mapping[Value, Value], seeds: Mapping[Value, Value], wrt: Sequence[Value]
+    ) -> Mapping[Value, Value]:
+        body = layer.bodies[attr]
+        shown = [stands.get(v, v) for _, v in body.graph.outputs]
+        inner = to_layers(step, [stands.get(v, v) for v in body.roots], shown, body.prefix)
+        return backward(inner, plan, inner.between(wrt, seeds), seeds, wrt)
+
+    return through
 
 
 def _apply(g: Graph, site: Site, bound: Bound, rs: Sequence[Value | None]) -> list[Value | None]:

@@ -148,7 +148,7 @@ def reapply(g: Graph, y: Value, at: Mapping[Value, Value]) -> Value:
             needed.add(id(node))
             stack.extend(v for v in node.uses if v not in at)
     for node in [n for n in g.nodes if id(n) in needed]:
-        if any(v in stands for v in node.inputs if v is not None):
+        if any(v in stands for v in node.uses):
             _emit_anew(g, node, stands)
     return stands.get(y, y)
 
@@ -156,5 +156,6 @@ def reapply(g: Graph, y: Value, at: Mapping[Value, Value]) -> Value:
 def _emit_anew(g: Graph, node: Node, stands: dict[Value, Value]) -> None:
     """The node at what stands for its inputs; its new outputs then stand for the old ones."""
     inputs = (stands.get(v, v) if v is not None else None for v in node.inputs)
-    made = g.emit(node.op, *inputs, n_outputs=len(node.outputs), out_shape=node.outputs[0].shape, **node.attrs)
+    attrs = g.rebound(node.attrs, stands)
+    made = g.emit(node.op, *inputs, n_outputs=len(node.outputs), out_shape=node.outputs[0].shape, **attrs)
     stands.update(zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=True))

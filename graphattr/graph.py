@@ -16,8 +16,9 @@ from typing import Any, Literal, cast, overload
 import numpy as np
 import onnx
 
+from .contents import Dim, content_of
 from .errors import BuildError, did_you_mean
-from .infer import Dim, Shape, content_of, infer, schema_of
+from .infer import Shape, infer, schema_of
 from .value import Array, Attr, Emit, Operand, Stored, Value
 
 __all__ = ["Array", "Attr", "Graph", "Node", "Operand", "Stored", "Value"]
@@ -261,7 +262,7 @@ class Graph:
                 Value(self.fresh(v.name) if v.name else "", v.dtype, v.shape, self, None, v.content) for v in node.outputs
             )
             inputs = tuple(None if v is None else self._here(v, stands) for v in node.inputs)
-            new = replace(node, inputs=inputs, outputs=outputs, attrs=self._rebound(node.attrs, stands))
+            new = replace(node, inputs=inputs, outputs=outputs, attrs=self.rebound(node.attrs, stands))
             stands.update(zip(node.outputs, outputs, strict=True))
             self.nodes.append(new)
             self._producer.update(dict.fromkeys(outputs, new))
@@ -287,7 +288,8 @@ class Graph:
             stands[v] = replace(v, graph=self, name=self.fresh(v.name))
         return stands.get(v, v)
 
-    def _rebound(self, attrs: Mapping[str, Attr], stands: Mapping[Value, Value]) -> Mapping[str, Attr]:
+    def rebound(self, attrs: Mapping[str, Attr], stands: Mapping[Value, Value]) -> Mapping[str, Attr]:
+        """Attributes of a node, its bodies written anew to read what stands for the values around them."""
         if not any(isinstance(a, Graph) for a in attrs.values()):
             return attrs
         return {k: self.copy_of_body(a, stands) if isinstance(a, Graph) else a for k, a in attrs.items()}

@@ -15,14 +15,13 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from .contents import Content, Dim, content_after
 from .errors import BuildError
 
 if TYPE_CHECKING:
     from .value import Value
 
-Dim: TypeAlias = int | str | None
 Shape: TypeAlias = tuple[Dim, ...]
-Content: TypeAlias = tuple[Dim, ...] | int | str | None
 Inferred: TypeAlias = tuple[np.dtype[Any] | None, Shape | None, Content]
 
 WINDOWED = {"Conv", "MaxPool", "AveragePool", "LpPool"}
@@ -99,6 +98,12 @@ def _small(v: Value) -> bytes | None:
     return None
 
 
+def _numbers(v: Value) -> np.ndarray[Any, Any] | None:
+    """The elements of a computed integer tensor where shape arithmetic knows them all."""
+    held = v.content if isinstance(v.content, tuple) else (v.content,)
+    return np.asarray(v.content, v.dtype) if all(isinstance(d, int) for d in held) else None
+
+
 def _infer(
     schema: Any, op: str, opset: int, inputs: Sequence[Value | None], attrs: Mapping[str, Any], n_outputs: int
 ) -> list[tuple[np.dtype[Any] | None, Shape | None]]:
@@ -114,8 +119,9 @@ def _infer(
                 None if v.shape is None else [d if isinstance(d, int) or (d and not d.startswith("?")) else None for d in v.shape]
             )
             types[name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(v.dtype), shape)
-            if _small(v) is not None:
-                data[name] = numpy_helper.from_array(np.asarray(v.data), name)
+            known = np.asarray(v.data) if _small(v) is not None else _numbers(v)
+            if known is not None:
+                data[name] = numpy_helper.from_array(known, name)
     found = onnx.shape_inference.infer_node_outputs(schema, node, types, data or None, None, [helper.make_opsetid("", opset)], 10)
     return [read_type(found.get(o)) for o in node.output]
 
@@ -199,13 +205,6 @@ def shape_text(shape: Shape | None) -> str:
 
 
 # -- what ONNX leaves open ----------------------------------------------------------------------------------------
-def content_of(array: np.ndarray[Any, Any]) -> Content:
-    """Elements of a small integer array, as shape arithmetic sees them."""
-    if array.dtype.kind not in "iu" or array.ndim > 1 or array.size > 64:
-        return None
-    return int(array) if array.ndim == 0 else tuple(int(v) for v in array)
-
-
 def _certain(op: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any], shape: Shape | None) -> Shape | None:
     """Fill in axes that follow from contents (Reshape, Expand, ConstantOfShape) or from a named input axis (windows)."""
     if op == "ConstantOfShape" and inputs[0] is not None and isinstance(inputs[0].content, tuple):
@@ -305,94 +304,3 @@ def _window(size: Dim, inferred: Dim, axis: int, kernel: Sequence[Any], attrs: M
 def _pads(axis: int, rank: int, attrs: Mapping[str, Any]) -> tuple[int, int]:
     pads = attrs.get("pads") or [0] * (2 * rank)
     return (0, 0) if attrs.get("auto_pad", "NOTSET") != "NOTSET" else (pads[axis], pads[axis + rank])
-
-
-def content_after(op: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any]) -> Content:
-    """Elements of the output when op is shape arithmetic on tensors whose elements are (partly) known; else None."""
-    if op == "Shape" and inputs[0] is not None and inputs[0].shape is not None:
-        return inputs[0].shape[attrs.get("start", 0) : attrs.get("end")]
-    if op not in _ARITHMETIC or any(v is not None and v.content is None for v in inputs):
-        return None
-    args = [v.content if v is not None else None for v in inputs]
-    try:
-        found: Content = _ARITHMETIC[op](args, attrs)
-        return found
-    except (TypeError, ValueError, IndexError, ZeroDivisionError):
-        return None
-
-
-def _int(v: Any) -> int:
-    if isinstance(v, bool) or not isinstance(v, int):
-        raise TypeError("not a number")
-    return v
-
-
-def _tuple(v: Any) -> tuple[Any, ...]:
-    return v if isinstance(v, tuple) else (v,)
-
-
-def _gather(args: list[Any], attrs: Mapping[str, Any]) -> Content:
-    data, index = args
-    if not isinstance(data, tuple):
-        raise TypeError("scalar")
-    return tuple(data[_int(i)] for i in index) if isinstance(index, tuple) else data[_int(index)]
-
-
-def _slice(args: list[Any], attrs: Mapping[str, Any]) -> Content:
-    data, starts, ends, axes, steps = (*args, None, None)[:5] if len(args) < 5 else args
-    if axes not in (None, (0,), (-1,)) or not isinstance(data, tuple):
-        raise TypeError("other axis")
-    step = 1 if steps is None else _int(steps[0])
-    end: int | None = _int(ends[0])
-    assert end is not None
-    if step < 0 and end < -len(data):
-        end = None
-    kept: tuple[Dim, ...] = data[_int(starts[0]) : end : step]
-    return kept
-
-
-def _elementwise(f: Any) -> Any:
-    def apply(args: list[Any], attrs: Mapping[str, Any]) -> Content:
-        a, b = args
-        if not isinstance(a, tuple) and not isinstance(b, tuple):
-            one: Content = f(a, b)
-            return one
-        a, b = _tuple(a), _tuple(b)
-        n = max(len(a), len(b))
-        a, b = (a * n if len(a) == 1 else a), (b * n if len(b) == 1 else b)
-        return tuple(f(p, q) for p, q in zip(a, b, strict=True))
-
-    return apply
-
-
-def _arith(f: Any, unit: int, commutes: bool) -> Any:
-    def one(p: Any, q: Any) -> Any:
-        if isinstance(p, int) and isinstance(q, int):
-            return f(p, q)
-        return p if q == unit else q if commutes and p == unit else None
-
-    return _elementwise(one)
-
-
-def _div(p: int, q: int) -> int:
-    return int(p / q) if (p < 0) != (q < 0) else p // q
-
-
-_ARITHMETIC: dict[str, Any] = {
-    "Gather": _gather,
-    "Slice": _slice,
-    "Concat": lambda a, _: sum((_tuple(v) for v in a), ()),
-    "Unsqueeze": lambda a, _: (a[0],) if isinstance(a[0], int | str) else None,
-    "Squeeze": lambda a, _: a[0][0] if isinstance(a[0], tuple) and len(a[0]) == 1 else a[0],
-    "Identity": lambda a, _: a[0],
-    "Cast": lambda a, attrs: a[0] if attrs.get("to") in (6, 7) else None,
-    "Add": _arith(lambda p, q: p + q, 0, True),
-    "Sub": _arith(lambda p, q: p - q, 0, False),
-    "Mul": _arith(lambda p, q: p * q, 1, True),
-    "Div": _arith(_div, 1, False),
-    "Min": _arith(min, 2**63 - 1, True),
-    "Max": _arith(max, -(2**63), True),
-    "ReduceProd": lambda a, attrs: (
-        int(np.prod([_int(v) for v in _tuple(a[0])], dtype=np.int64)) if not attrs.get("keepdims", 1) and len(a) == 1 else None
-    ),
-}

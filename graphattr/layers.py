@@ -144,7 +144,7 @@ class LayerGraph:
 def to_layers(g: Graph, roots: Sequence[Value], keep: Iterable[Value] = (), prefix: str = "") -> LayerGraph:
     """See the graph as layers. What depends on `roots` is data; tensors in `keep` stay visible between layers.
 
-    `prefix` begins the names of all layers.
+    `prefix` begins the names of all layers: it is put before those that do not begin so.
     """
     data = depends(g.nodes, roots)
     kept = set(keep) | {v for _, v in g.outputs}
@@ -169,7 +169,8 @@ def to_layers(g: Graph, roots: Sequence[Value], keep: Iterable[Value] = (), pref
             layer = _activation(regions[id(node)], data) if id(node) in regions else _layer(g, node, data, kept, readers)
         taken.update(id(n) for n in layer.nodes)
         if prefix or is_control(node):
-            layer = dataclasses.replace(layer, name=prefix + layer.name, bodies=_bodies(node, data, prefix))
+            name = layer.name if layer.name.startswith(prefix) else prefix + layer.name
+            layer = dataclasses.replace(layer, name=name, bodies=_bodies(node, data, prefix))
         if layer.name in names:  # nodes of a file may share a name, or have none; tensors may not
             layer = dataclasses.replace(layer, name=next(n for n in _candidates(layer) if n not in names))
         names.add(layer.name)
@@ -178,7 +179,7 @@ def to_layers(g: Graph, roots: Sequence[Value], keep: Iterable[Value] = (), pref
 
 
 def _bodies(node: Node, data: set[Value], prefix: str) -> dict[str, LayerGraph]:
-    """The layers inside an If, Loop or Scan: named <node>/<layer>, those of branches <node>/then/<layer> and <node>/else/<layer>."""
+    """The layers inside an If, Loop or Scan: named <node>/<layer>, in branches <node>/then/<layer> and <node>/else/<layer>."""
     if not is_control(node):
         return {}
     bodies = {k: a for k, a in node.attrs.items() if isinstance(a, Graph)}

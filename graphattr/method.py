@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,8 @@ class Bound:
 
 
 Plan = Mapping[str, Bound]
+
+BODY = Rule("body", frozenset({"control"}), lambda g, layer, r: layer.vjps(r), {}, "An If, Loop or Scan: rules inside.", __name__)
 
 
 # -- tables -------------------------------------------------------------------------------------------------------
@@ -257,18 +259,29 @@ def _listed(v: Any) -> list[Any]:
 def plan(graph: LayerGraph, method: Method, path: Sequence[Layer], strict: bool = True) -> dict[str, Bound]:
     """The rule of each layer on the path. What has none raises, unless strict=False falls back to the gradient and says so."""
     bind = binder(graph, method, path)
-    return {layer.name: bind(layer, strict) for layer in path}
+    return {layer.name: bind(layer, strict) for layer in _with_bodies(path)}
+
+
+def _with_bodies(path: Iterable[Layer]) -> Iterator[Layer]:
+    """The layers of a path, each before those on the path through its bodies."""
+    for layer in path:
+        yield layer
+        for body in layer.bodies.values():
+            yield from _with_bodies(body.path)
 
 
 def binder(graph: LayerGraph, method: Method, path: Sequence[Layer]) -> Callable[[Layer, bool], Bound]:
     """A function that finds the rule of one layer of the path (or raises); positions count up to the path's end."""
     below = {*(p.name for p in path), *(nx.ancestors(graph.topology, path[-1].name) if path else ())}
-    layers = [layer for layer in graph.layers if layer.name in below]
-    matched = [(line, _matching(graph, layers, line, method.params)) for line in method.assign]
+    layers = [pair for layer in graph.layers if layer.name in below for pair in graph.inside(layer)]
+    matched = [(line, _matching(layers, line, method.params)) for line in method.assign]
+    owners = {layer.name: (owner, path if owner is graph else owner.path) for owner, layer in layers}
 
     def bind(layer: Layer, strict: bool) -> Bound:
+        if layer.bodies:
+            return Bound(BODY, {}, "its bodies' layers have rules of their own")
         if layer.kind == "unknown":
-            raise UnsupportedOp(_unsupported(graph, layer, path))
+            raise UnsupportedOp(_unsupported(*owners.get(layer.name, (graph, path)), layer))
         line = next((a for a, names in matched if layer.name in names and layer.kind in REGISTRY.rules[a.rule].kinds), None)
         if line is not None:
             rule = REGISTRY.rules[line.rule]
@@ -280,9 +293,10 @@ def binder(graph: LayerGraph, method: Method, path: Sequence[Layer]) -> Callable
                     )
             return Bound(rule, dict(line.params), line.line)
         if strict:
+            trail = _trail(*owners.get(layer.name, (graph, path)), layer)
             raise UnsupportedOp(
                 f"method {method.name!r} has no rule for layer {layer.name!r} (operator {layer.op}, kind {layer.kind}) "
-                f"on the path {_trail(graph, path, layer)}. Add a line for it in a table of your own (base = {method.name!r}), "
+                f"on the path {trail}. Add a line for it in a table of your own (base = {method.name!r}), "
                 "or pass strict=False (--no-strict) to let the plain gradient pass there; the manifest will list it"
             )
         return Bound(REGISTRY.rules["gradient"], {}, "no line matched; strict=False", True)
@@ -290,27 +304,27 @@ def binder(graph: LayerGraph, method: Method, path: Sequence[Layer]) -> Callable
     return bind
 
 
-def _matching(graph: LayerGraph, layers: Sequence[Layer], line: Assign, params: Mapping[str, Any]) -> set[str]:
+def _matching(layers: Sequence[tuple[LayerGraph, Layer]], line: Assign, params: Mapping[str, Any]) -> set[str]:
     """Names of those layers that a line speaks of."""
     where = line.where
     if any(params.get(name) is None for name in _listed(where.get("given", []))):
         return set()
     found = [
-        layer
-        for layer in layers
+        (graph, layer)
+        for graph, layer in layers
         if ("kind" not in where or layer.kind in _listed(where["kind"]))
         and ("op" not in where or layer.op in _listed(where["op"]))
         and ("name" not in where or any(fnmatch.fnmatchcase(layer.name, p) for p in _listed(where["name"])))
     ]
     position = where.get("position")
     if position == "input":
-        found = [layer for layer in found if graph.at_input(layer)]
+        found = [(graph, layer) for graph, layer in found if graph.at_input(layer)]
     elif position is not None:
         found = found[:1] if position == "first" else found[-1:]
-    return {layer.name for layer in found}
+    return {layer.name for _, layer in found}
 
 
-def _unsupported(graph: LayerGraph, layer: Layer, path: Sequence[Layer]) -> str:
+def _unsupported(graph: LayerGraph, path: Sequence[Layer], layer: Layer) -> str:
     node = layer.nodes[0]
     domain = f"{node.domain}:" if node.domain not in ("", "ai.onnx") else ""
     reason = None if domain else obstacle(node.op, node.inputs, node.attrs)

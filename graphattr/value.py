@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, overload
 
 import numpy as np
 
+from .contents import Dim
 from .errors import BuildError
-from .infer import Dim, Shape
+from .infer import Shape
 
 if TYPE_CHECKING:
     from .graph import Graph

@@ -16,21 +16,25 @@ from ..infer import Shape
 from .call import Call, obstacle
 from .cells import DEFAULTS
 from .direction import Run, run
+from .scanned import scanned
 
 __all__ = ["DEFAULTS", "obstacle", "write_out"]
 
+LONGEST = 32  # steps; ONNX Runtime opens a model with 100 unrolled steps in seconds, one with a Scan at once
 Types = Mapping[str, tuple[Any, Shape | None]]
 
 
 def write_out(
     g: Graph, op: str, inputs: Sequence[Value | None], outputs: Sequence[str], attrs: Mapping[str, Any], name: str, types: Types
 ) -> list[Value] | None:
-    """The node's outputs, computed step by step; None when it is no recurrent node, or one that cannot be written out."""
+    """The node's outputs, computed step by step: each step's nodes on their own in a short sequence, in the body of a Scan in one
+    that is longer than LONGEST or whose length is open. None when it is no recurrent node, or one that cannot be written out."""
     if op not in DEFAULTS or obstacle(op, inputs, attrs):
         return None
     call = Call(g, op, (*inputs, *[None] * (8 - len(inputs))), attrs, name)
     with g.scope(name):
-        runs = [run(call, d) for d in range(len(call.reversed))]
+        written = scanned if call.length is None or call.length > LONGEST else run
+        runs = [written(call, d) for d in range(len(call.reversed))]
         return [_output(call, i, runs, out, types) for i, out in enumerate(outputs) if out]
 
 

@@ -35,13 +35,6 @@ def obstacle(op: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any]) 
     if len(shapes) < 3 or any(s is None or len(s) != 3 for s in shapes):
         return "the ranks of its inputs are unknown; run onnx.shape_inference on the model"
     x, w, r = [s for s in shapes if s is not None]
-    length = x[1 if attrs.get("layout", 0) else 0]
-    if not isinstance(length, int) or length < 1:
-        named = f" ({length})" if isinstance(length, str) and not length.startswith("_") else ""
-        return (
-            f"it is written out step by step, but the file leaves the length of its sequence{named} open; "
-            "export the model with a fixed sequence length"
-        )
     if not all(isinstance(d, int) for d in (x[2], *w, *r)):
         return "the sizes of its features or weights are unknown; run onnx.shape_inference on the model"
     unknown = [n for n in strings(attrs.get("activations")) if n.lower() not in ACTIVATIONS]
@@ -88,6 +81,12 @@ class Call:
     @property
     def batch_first(self) -> bool:
         return bool(self.attrs.get("layout", 0))
+
+    @property
+    def length(self) -> int | None:
+        """The number of steps; None where the file leaves it open."""
+        size = (self.x.shape or ())[1 if self.batch_first else 0]
+        return size if isinstance(size, int) else None
 
     @property
     def steps(self) -> int:

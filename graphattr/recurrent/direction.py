@@ -18,21 +18,26 @@ MOVES = {"ConstantOfShape", "Expand", "Slice", "Unsqueeze", "Squeeze", "Reshape"
 
 @dataclass(frozen=True)
 class Run:
-    """One direction's result: h after each step as Y shows it, in the sequence's order, and the last state."""
+    """One direction's result: h after each step as Y shows it, in the sequence's order (in parts, each with a time axis), and the
+    last state."""
 
     shown: Sequence[Value]
     last: Sequence[Value]
 
     def sequence(self, call: Call, axis: int) -> Value:
         """h of all steps along the time axis, with an axis for the direction behind it."""
-        wide = [call.wide("shown", h, [axis, axis + 1]) for h in self.shown]
-        return wide[0] if len(wide) == 1 else call.emit("sequence", "Concat", *wide, axis=axis)
+        whole = self.shown[0] if len(self.shown) == 1 else call.emit("sequence", "Concat", *self.shown, axis=axis)
+        return call.wide("sequence/wide", whole, [axis + 1])
+
+
+def place_of(call: Call, d: int) -> str:
+    """The scope of a direction's nodes."""
+    return call.name if len(call.reversed) == 1 else f"{call.name}/{'reverse' if call.reversed[d] else 'forward'}"
 
 
 def run(call: Call, d: int) -> Run:
-    """All steps of direction d. Behind a sequence's own end the state stays as it is, and Y shows 0."""
-    backwards = call.reversed[d]
-    place = call.name if len(call.reversed) == 1 else f"{call.name}/{'reverse' if backwards else 'forward'}"
+    """All steps of direction d, one by one. Behind a sequence's own end the state stays as it is, and Y shows 0."""
+    backwards, place = call.reversed[d], place_of(call, d)
     shown: dict[int, Value] = {}
     with call.g.scope(place):
         xs, running, cell = slices(call), masks(call), CELLS[call.op](call, d)
@@ -48,7 +53,10 @@ def run(call: Call, d: int) -> Run:
                 old = [zero if s is None else s for s in state]
                 new = tuple(call.emit("kept", "Where", running[t], a, b) for a, b in zip(new, old, strict=True))
             state = new
-    return Run([shown[t] for t in range(call.steps)], [s for s in state if s is not None])
+    axis = 1 if call.batch_first else 0
+    with call.g.scope(place):
+        parts = [call.wide("shown", shown[t], [axis]) for t in range(call.steps)]
+    return Run(parts, [s for s in state if s is not None])
 
 
 def slices(call: Call) -> list[Value]:

@@ -2,6 +2,7 @@
 
 from . import (  # noqa: F401  (registration)
     columns,
+    coordinates,
     deform,
     elementwise,
     index,

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from ..errors import UnsupportedOp
 from ..graph import Graph, Node, Value
 from .index import zeros_like
-from .registry import Pairs, pullback, total
+from .registry import Pairs, depends, pullback, total
 
 # (attribute that holds the body, graph with the body's nodes, what stands there for the body's values, cotangents of its
 # outputs, values whose cotangents are wanted) -> those it finds
@@ -53,7 +54,8 @@ def _pull_if(g: Graph, node: Node, dys: Sequence[Value | None], wanted: Collecti
     for step, found in steps.values():
         step.outputs = [(step.fresh("dx"), found[v] if v in found else zeros_like(step, v)) for v in reached]
         trim(step)
-    made = g.emit("If", node.inputs[0], n_outputs=len(reached), **{attr: step for attr, (step, _) in steps.items()})
+    branches: dict[str, Any] = {attr: step for attr, (step, _) in steps.items()}
+    made = g.emit("If", node.inputs[0], n_outputs=len(reached), **branches)
     return list(zip(reached, [made] if isinstance(made, Value) else made, strict=True))
 
 
@@ -222,6 +224,23 @@ class _Scan(_Backwards):
             scan_output_directions=[1 - ways[k] for k in dxs], scan_output_axes=[axes[k] for k in dxs])
         made = (made,) if isinstance(made, Value) else made
         return self.pairs(reached, made[: len(starts)]) + [(xs[k], dx) for k, dx in zip(dxs, made[len(starts) :], strict=True)]
+
+
+def data_inside(node: Node, body: Graph, data: Collection[Value]) -> list[Value]:
+    """What is data in a node's body: what it reads of `data` from outside, and its inputs where data arrives at some step."""
+    roots = [v for v in dict.fromkeys(body.captured()) if v in data]
+    if node.op == "If":
+        return roots
+    form = _Loop if node.op == "Loop" else _Scan
+    entering, arriving = body.inputs[form.lead :], node.inputs[form.lead :]
+    leaving = _shown(body)[form.ends : form.ends + len(entering) - int(node.attrs.get("num_scan_inputs", 0))]
+    roots += [v for v, x in zip(entering, arriving, strict=False) if x in data and v.is_float]
+    while True:
+        reached = depends(body.nodes, roots)
+        more = [v for v, y in zip(entering, leaving, strict=False) if y in reached and v.is_float and v not in roots]
+        if not more:
+            return roots
+        roots += more
 
 
 def _shown(body: Graph) -> list[Value]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from ..contents import Dim
 from ..errors import UnsupportedOp
 from ..graph import Graph, Node, Value
-from ..infer import Dim, Shape
+from ..infer import Shape
 
 
 @dataclasses.dataclass(frozen=True)

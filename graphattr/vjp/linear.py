@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..contents import Dim
 from ..errors import UnsupportedOp
 from ..graph import Graph, Node, Value
-from ..infer import Dim
 from .elementwise import operands
 from .geometry import Window, dims, extent, slide, spread, window
 from .reduce import along, steps

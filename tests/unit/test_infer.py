@@ -7,9 +7,10 @@ import onnx
 import pytest
 from onnx import helper
 
+from graphattr.contents import content_of
 from graphattr.errors import BuildError
 from graphattr.graph import Graph
-from graphattr.infer import content_of, make_attribute, read_type, schema_of, shape_text
+from graphattr.infer import make_attribute, read_type, schema_of, shape_text
 
 
 def window(op, size, opset=17, **attrs):

@@ -326,20 +326,6 @@ def test_uniform_products_give_the_gates_their_half():
 
 
 # -- what is refused, and what is not -----------------------------------------------------------------------------
-def test_an_open_length_is_refused_by_name():
-    model = net("LSTM", steps="T")
-    with pytest.raises(graphattr.UnsupportedOp, match=r"LSTM.*'cell'.*length of its sequence \(T\).*fixed sequence length"):
-        graphattr.convert(model, method="gradient", output="Y", target=0)
-    found = graphattr.inspect(model, method="gradient", output="Y")
-    assert "fixed sequence length" in " ".join(found["problems"])
-
-
-def test_an_open_length_off_the_path_is_left_alone():
-    model = net("GRU", steps="T", after=[node("ReduceMean", "x", "m", axes=[0, 2], keepdims=0)], result="m")
-    ex = graphattr.convert(model, method="gradient", output="m", target=0)
-    assert "GRU" in {n.op_type for n in ex.model.graph.node}
-
-
 @pytest.mark.parametrize("name", ["Affine", "ScaledTanh"])
 def test_an_unknown_activation_is_refused_by_name(name):
     model = net("RNN", activations=[name], activation_alpha=[1.0], activation_beta=[0.5])

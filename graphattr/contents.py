@@ -1,0 +1,112 @@
+"""Shape arithmetic: the elements of small integer tensors, followed through Shape, Gather, Concat, Mul ... as far as known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from .value import Value
+
+Dim: TypeAlias = int | str | None
+Content: TypeAlias = tuple[Dim, ...] | int | str | None
+
+
+def content_of(array: np.ndarray[Any, Any]) -> Content:
+    """Elements of a small integer array, as shape arithmetic sees them."""
+    if array.dtype.kind not in "iu" or array.ndim > 1 or array.size > 64:
+        return None
+    return int(array) if array.ndim == 0 else tuple(int(v) for v in array)
+
+
+def content_after(op: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any]) -> Content:
+    """Elements of the output when op is shape arithmetic on tensors whose elements are (partly) known; else None."""
+    if op == "Shape" and inputs[0] is not None and inputs[0].shape is not None:
+        return inputs[0].shape[attrs.get("start", 0) : attrs.get("end")]
+    if op not in _ARITHMETIC or any(v is not None and v.content is None for v in inputs):
+        return None
+    args = [v.content if v is not None else None for v in inputs]
+    try:
+        found: Content = _ARITHMETIC[op](args, attrs)
+        return found
+    except (TypeError, ValueError, IndexError, ZeroDivisionError):
+        return None
+
+
+def _int(v: Any) -> int:
+    if isinstance(v, bool) or not isinstance(v, int):
+        raise TypeError("not a number")
+    return v
+
+
+def _tuple(v: Any) -> tuple[Any, ...]:
+    return v if isinstance(v, tuple) else (v,)
+
+
+def _gather(args: list[Any], attrs: Mapping[str, Any]) -> Content:
+    data, index = args
+    if not isinstance(data, tuple):
+        raise TypeError("scalar")
+    return tuple(data[_int(i)] for i in index) if isinstance(index, tuple) else data[_int(index)]
+
+
+def _slice(args: list[Any], attrs: Mapping[str, Any]) -> Content:
+    data, starts, ends, axes, steps = (*args, None, None)[:5] if len(args) < 5 else args
+    if axes not in (None, (0,), (-1,)) or not isinstance(data, tuple):
+        raise TypeError("other axis")
+    step = 1 if steps is None else _int(steps[0])
+    end: int | None = _int(ends[0])
+    assert end is not None
+    if step < 0 and end < -len(data):
+        end = None
+    kept: tuple[Dim, ...] = data[_int(starts[0]) : end : step]
+    return kept
+
+
+def _elementwise(f: Any) -> Any:
+    def apply(args: list[Any], attrs: Mapping[str, Any]) -> Content:
+        a, b = args
+        if not isinstance(a, tuple) and not isinstance(b, tuple):
+            one: Content = f(a, b)
+            return one
+        a, b = _tuple(a), _tuple(b)
+        n = max(len(a), len(b))
+        a, b = (a * n if len(a) == 1 else a), (b * n if len(b) == 1 else b)
+        return tuple(f(p, q) for p, q in zip(a, b, strict=True))
+
+    return apply
+
+
+def _arith(f: Any, unit: int, commutes: bool) -> Any:
+    def one(p: Any, q: Any) -> Any:
+        if isinstance(p, int) and isinstance(q, int):
+            return f(p, q)
+        return p if q == unit else q if commutes and p == unit else None
+
+    return _elementwise(one)
+
+
+def _div(p: int, q: int) -> int:
+    return int(p / q) if (p < 0) != (q < 0) else p // q
+
+
+_ARITHMETIC: dict[str, Any] = {
+    "Gather": _gather,
+    "Slice": _slice,
+    "Concat": lambda a, _: sum((_tuple(v) for v in a), ()),
+    "Unsqueeze": lambda a, _: (a[0],) if isinstance(a[0], int | str) else None,
+    "Squeeze": lambda a, _: a[0][0] if isinstance(a[0], tuple) and len(a[0]) == 1 else a[0],
+    "Identity": lambda a, _: a[0],
+    "Cast": lambda a, attrs: a[0] if attrs.get("to") in (6, 7) else None,
+    "Add": _arith(lambda p, q: p + q, 0, True),
+    "Sub": _arith(lambda p, q: p - q, 0, False),
+    "Mul": _arith(lambda p, q: p * q, 1, True),
+    "Div": _arith(_div, 1, False),
+    "Min": _arith(min, 2**63 - 1, True),
+    "Max": _arith(max, -(2**63), True),
+    "ReduceProd": lambda a, attrs: (
+        int(np.prod([_int(v) for v in _tuple(a[0])], dtype=np.int64)) if not attrs.get("keepdims", 1) and len(a) == 1 else None
+    ),
+}
