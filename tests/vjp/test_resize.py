@@ -23,6 +23,21 @@ def resized(name: str, x: tuple[int, ...], scales: Any = None, sizes: Any = None
                 opsets=(opset,), dtype=np.float32)
 
 
+def cropped(name: str, scales: list[float], run_time: bool = False, axes: list[int] | None = None, **attrs: Any) -> Case:
+    """Of the axes some are cropped, and the last reaches out, where the value is extrapolated."""
+    roi = np.float32([0.15, 0.2, 1.2, 0.85] if axes else [0, 0, 0.2, 0.15, 1, 1, 0.85, 1.2])
+    return case(f"Resize crop {name}", lambda g, x, *r: g.Resize(
+        x, *(r or [roi]), np.float32(scales), coordinate_transformation_mode="tf_crop_and_resize", extrapolation_value=3.0,
+        axes=axes, **attrs), draw(1, 2, 4, 5), *([roi] if run_time else []), wrt=(0,), opsets=(18,), dtype=np.float32)
+
+
+def kept(name: str, sizes: list[int], policy: str, axes: Any = (2, 3), roi: Any = None, **attrs: Any) -> Case:
+    axes = list(axes) if axes else None
+    return case(f"Resize kept {name}", lambda g, x: g.Resize(
+        x, None if roi is None else np.float32(roi), None, sizes, axes=axes, keep_aspect_ratio_policy=policy, **attrs),
+        draw(1, 2, 3, 4), opsets=(18,), dtype=np.float32)
+
+
 MODES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
 CASES = [
     *(resized(f"nearest {m} {r} {s}", (2, 2, 3, 4), scales=[1, 1, *s], mode="nearest", coordinate_transformation_mode=m,
@@ -52,6 +67,16 @@ CASES = [
     case("Resize scales at run time", lambda g, x, s: g.Resize(x, None, s, mode="linear"), draw(1, 1, 3, 4),
          np.array([1, 1, 1.5, 2.0]), wrt=(0,),
          dtype=np.float32, opsets=(18,)),
+    *(cropped(f"{m} {s}", s, mode=m)
+      for m in ("linear", "nearest", "cubic") for s in ([1, 1, 1.7, 2], [1, 1, 0.6, 1], [1, 1, 1, 1])),
+    cropped("run time", [1, 1, 1.7, 2], run_time=True, mode="linear"),
+    cropped("axes", [2, 1.4], axes=[3, 2], mode="linear"),
+    *(kept(f"{p} {m} {s}", s, p, **m) for p in ("not_larger", "not_smaller") for s in ([8, 7], [2, 5], [6, 8], [3, 4]) for m in (
+        {"mode": "nearest"}, {"mode": "linear"}, {"mode": "cubic", "exclude_outside": 1})),
+    *(kept(f"{p} antialias", [2, 5], p, mode="cubic", antialias=1) for p in ("not_larger", "not_smaller")),
+    kept("all axes", [1, 2, 6, 9], "not_larger", axes=None),
+    kept("cropped", [6, 7], "not_larger", roi=[0.2, 0.1, 0.9, 1.2], mode="linear",
+         coordinate_transformation_mode="tf_crop_and_resize"),
     resized("opset 17", (2, 2, 3, 4), scales=[1, 1, 2.5, 2], opset=17, mode="linear"),
 ]
 
@@ -110,13 +135,37 @@ def test_axes_that_keep_their_size_keep_their_name() -> None:
     assert by_size.shape == ("N", 2, "H", 7)
 
 
-@pytest.mark.parametrize(("attrs", "reason"), [
-    ({"coordinate_transformation_mode": "tf_crop_and_resize", "mode": "linear"}, "tf_crop_and_resize"),
-    ({"keep_aspect_ratio_policy": "not_larger"}, "keep_aspect_ratio_policy"),
-])
-def test_refusals(attrs: dict[str, Any], reason: str) -> None:
+@pytest.mark.parametrize("policy", ["not_larger", "not_smaller"])
+@pytest.mark.parametrize("attrs", [{"mode": m} for m in ("nearest", "linear", "cubic")] + [{"mode": "linear", "antialias": 1}],
+                         ids=str)
+def test_the_axis_that_decides_may_be_known_to_the_run_only(policy: str, attrs: dict[str, Any]) -> None:
+    c = kept(f"{policy} {attrs}", [5, 9], policy, **attrs)
+    check_symbolic(c, 18, [(1, 2, "H", "W")], {"H": 3, "W": 4}, {"H": 7, "W": 3}, {"H": 4, "W": 13})
+
+
+def cropping() -> tuple[Graph, Any, Any, Any]:
     g = Graph(18)
-    x = g.input("x", "float32", (1, 1, 3, 4))
-    (y,) = g.record("Resize", [x, g.const([], np.float32), None, g.const([1, 1, 5, 5])], ["y"], attrs, "resize1")
-    with pytest.raises(UnsupportedOp, match=f"Resize node 'resize1': no derivative for .*{reason}"):
-        pullback(g, {y: g.input("dy", "float32", (1, 1, 5, 5))}, [x])
+    x, given = g.input("x", "float32", (1, 1, 3, 4)), [g.input("roi", "float32", (8,)), g.input("scales", "float32", (4,))]
+    return g, x, given, {"coordinate_transformation_mode": "tf_crop_and_resize", "mode": "linear"}
+
+
+@pytest.mark.parametrize(("i", "reason"), [(0, "roi"), (1, "scales")])
+def test_settings_that_are_computed_are_refused(i: int, reason: str) -> None:
+    g, x, given, attrs = cropping()
+    used = [g.Sigmoid(v) if k == i else v for k, v in enumerate(given)]
+    (y,) = g.record("Resize", [x, *used], ["y"], attrs, "resize1")
+    with pytest.raises(UnsupportedOp, match=f"Resize node 'resize1': no derivative with respect to its {reason}"):
+        pullback(g, {y: y}, [x, given[i]])
+
+
+def test_settings_that_are_inputs_have_no_cotangent() -> None:
+    g, x, given, attrs = cropping()
+    y = g.Resize(x, *given, **attrs)
+    assert set(pullback(g, {y: y}, [x, *given])) == {x}
+
+
+def test_a_crop_needs_a_roi() -> None:
+    g, x, _, attrs = cropping()
+    (y,) = g.record("Resize", [x, None, g.const([1, 1, 2, 2], np.float32)], ["y"], attrs, "resize1")
+    with pytest.raises(UnsupportedOp, match=r"Resize node 'resize1': .*'tf_crop_and_resize' needs a roi"):
+        pullback(g, {y: g.input("dy", "float32", (1, 1, 6, 8))}, [x])
