@@ -76,8 +76,9 @@ class _Backwards:
         for init, entering, (_, leaving) in zip(self.inits, self.states, self.body.outputs[self.ends :], strict=False):
             if init.is_float and _differ(entering, leaving):
                 raise UnsupportedOp(
-                    f"no derivative for {self.node.op} (node {self.node.name!r}): its state {entering.name!r} changes its shape "
-                    f"from step to step, {entering.shape} to {leaving.shape}; collect the parts as a scan output of the body instead"
+                    f"no derivative for {self.node.op} (node {self.node.name!r}): its state {entering.name!r} changes its "
+                    f"shape from step to step, {entering.shape} to {leaving.shape}; collect the parts as a scan output of the "
+                    "body instead"
                 )
         self.step = self.g.subgraph(f"{self.node.op}_backward")
 

@@ -255,5 +255,12 @@ def evaluate(g: Graph, value: Value, **feeds: Array) -> Array:
 def emitted(c: Case, opset: int) -> tuple[set[str], set[str]]:
     """(operators of the case itself, operators its derivatives to the case's order emit)."""
     g = Tapes(c, opset)
-    own = {n.op for n in g.forward}
-    return own, {n.op for n in g.graph.nodes[len(g.forward):]}
+    return set(operators(g.forward)), set(operators(g.graph.nodes[len(g.forward):]))
+
+
+def operators(nodes: Iterable[Node]) -> Iterator[str]:
+    """The operators of nodes, those in their bodies too."""
+    for n in nodes:
+        yield n.op
+        for body in n.subgraphs:
+            yield from operators(body.nodes)

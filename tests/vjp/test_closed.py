@@ -9,6 +9,7 @@ import pytest
 
 from graphattr.infer import schema_of
 from graphattr.vjp import CONSTANT, VJPS
+from graphattr.vjp.registry import CONTROL
 from tests.vjp.checking import Case, check, emitted
 
 Traced = list[tuple[Case, int, set[str], set[str]]]  # (case, opset, operators of the case, operators its derivatives emit)
@@ -27,7 +28,7 @@ def traced() -> Traced:
 def test_every_emitted_operator_has_a_derivative_or_is_said_to_have_none(traced: Traced) -> None:
     def known(op: str, opset: int) -> bool:
         schema = schema_of(op, "", opset)
-        return op in VJPS or op in CONSTANT or bool(schema and (schema.has_function or schema.has_context_dependent_function))
+        return op in {*VJPS, *CONSTANT, *CONTROL} or bool(schema and (schema.has_function or schema.has_context_dependent_function))
     open_ends = {op: c.name for c, opset, _, ops in traced for op in ops if not known(op, opset)}
     assert not open_ends
 
@@ -35,7 +36,7 @@ def test_every_emitted_operator_has_a_derivative_or_is_said_to_have_none(traced:
 def test_every_derivative_is_checked_to_second_order(traced: Traced) -> None:
     straight_through = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}  # not the derivative of their values; checked exactly
     checked = {op for c, _, ops, _ in traced if c.order > 1 for op in ops}
-    assert set(VJPS) - checked - straight_through == set()
+    assert {*VJPS, *CONTROL} - checked - straight_through == set()
 
 
 @pytest.mark.parametrize(("op", "order"), [("Sin", "first"), ("Cos", "second")])
