@@ -1,4 +1,4 @@
-"""Regions of interest: RoiAlign and MaxRoiPool. Along each axis a bin reads some elements: their sum, or the largest."""
+"""Regions of interest: RoiAlign and MaxRoiPool. Along each axis a bin reads some elements: their sum counts, or the largest."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from ..graph import Graph, Node, Value
 from .elementwise import operands, typed_like
 from .function import through
 from .geometry import extent
-from .index import flat
+from .index import add_at, flat, zeros
 from .reduce import reduction
 from .registry import vjp
-from .sample import Taps, channels_first, counted, padded, read, taps_at, weighted, whole
+from .sample import Taps, channels_first, counted, padded, taps_at, weighted, whole
 
 
 @vjp("RoiAlign")
@@ -26,26 +26,46 @@ def max_roi_pool(g: Graph, n: Node, dy: Value) -> Sequence[Value | None]:
 
 
 def aligned(g: Graph, n: Node) -> Value:
-    """RoiAlign: each bin's mean over a grid of samples, which are interpolated linearly; both are separable.
+    """RoiAlign: the mean, or for max the largest, over a grid of samples in each bin, which are interpolated linearly.
 
     As in ONNX Runtime and ONNX's reference, max is the largest weighted element, not the largest sample.
     """
     x, _, batch = operands(n)
     height, width = n.attrs.get("output_height", 1), n.attrs.get("output_width", 1)
-    return pooled(g, x, whole(g, batch), samples(g, n, 1, height), samples(g, n, 0, width), mode(n) == "max")
+    pool = largest_of if mode(n) == "max" else sum_of
+    return pool(g, x, g.Reshape(whole(g, batch), [-1, 1, 1]), samples(g, n, 1, height), samples(g, n, 0, width))
 
 
 def mode(n: Node) -> str:
     return str(n.attrs.get("mode", "avg"))
 
 
-def pooled(g: Graph, x: Value, batch: Value, rows: Taps, columns: Taps, largest: bool) -> Value:
-    """(R, C, height, width) from what the bins of each region read: rows (R, height, K), columns (R, width, K)."""
-    batch = g.Reshape(batch, [-1, 1, 1])
+def sum_of(g: Graph, x: Value, batch: Value, rows: Taps, columns: Taps) -> Value:
+    """(R, C, height, width): rows (R, height, H) x[batch] columns^T (R, W, width), as products of dense matrices.
+
+    The columns of all images stand side by side, so that no region copies its image: two products are faster than reading
+    each sample, and very much faster back, where scattered samples would have to be added up one by one.
+    """
+    size, sides = extent(g, x, 3), [extent(g, x, a) for a in range(4)]
+    wide = matrix(g, Taps(columns.where + batch * size, columns.weight), sides[0] * size)
+    tall = matrix(g, rows, sides[2])
+    lines = g.Reshape(g.Transpose(x, perm=[0, 3, 2, 1]), g.Concat(sides[0] * size, sides[2] * sides[1], axis=0))
+    regions, bins = extent(g, wide, 0), extent(g, wide, 1)
+    flat_wide = g.Reshape(wide, g.Concat(regions * bins, sides[0] * size, axis=0))
+    crossed = g.Reshape(g.MatMul(flat_wide, lines), g.Concat(regions, bins, sides[2], sides[1], axis=0))
+    return g.Transpose(g.MatMul(g.Unsqueeze(tall, [1]), crossed), perm=[0, 3, 2, 1])
+
+
+def matrix(g: Graph, taps: Taps, size: Value) -> Value:
+    """(R, bins, size): the taps' weights where they belong, elsewhere 0."""
+    shape = g.Concat(g.emit("Shape", taps.weight, end=2), size, axis=0)
+    return add_at(g, zeros(g, shape, taps.weight), taps.where, taps.weight, 2)
+
+
+def largest_of(g: Graph, x: Value, batch: Value, rows: Taps, columns: Taps) -> Value:
+    """(R, C, height, width): the largest weighted element of rows (R, height, K) and columns (R, width, K)."""
     taps = [Taps(g.Unsqueeze(t.where, [a]), g.Unsqueeze(t.weight, [a])) for t, a in ((rows, 2), (columns, 1))]
-    if largest:
-        return channels_first(g, reduction(g, "ReduceMax", weighted(g, x, batch, taps), [3, 4], keepdims=0))
-    return channels_first(g, read(g, x, batch, taps))
+    return channels_first(g, reduction(g, "ReduceMax", weighted(g, x, batch, taps), [3, 4], keepdims=0))
 
 
 def samples(g: Graph, n: Node, axis: int, bins: int) -> Taps:
@@ -86,7 +106,8 @@ def max_pooled(g: Graph, n: Node) -> Value:
     """MaxRoiPool: the largest element of each bin, 0 for an empty one."""
     x, rois = operands(n)
     height, width = n.attrs["pooled_shape"]
-    return pooled(g, x, whole(g, g.Gather(rois, 0, axis=1)), elements(g, n, 1, height), elements(g, n, 0, width), True)
+    batch = g.Reshape(whole(g, g.Gather(rois, 0, axis=1)), [-1, 1, 1])
+    return largest_of(g, x, batch, elements(g, n, 1, height), elements(g, n, 0, width))
 
 
 def elements(g: Graph, n: Node, axis: int, bins: int) -> Taps:
