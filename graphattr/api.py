@@ -126,8 +126,9 @@ def inspect(
 ) -> dict[str, Any]:
     """What is in the file, which rule each layer would get, what would fail and why, as plain data.
 
-    Keys: inputs, outputs, opset, explained, layers (name, op, kind, shape, parameters, on_path, rule, line, problem), coverage
-    (layers on the path that have a rule, over all on the path), problems.
+    Keys: inputs, outputs, opset, explained, layers (name, op, kind, block, shape, parameters, on_path, rule, line, problem),
+    coverage (layers on the path that have a rule, over all on the path), problems; blocks (name, layers, x, y, facts, parts,
+    origin): layers that together are attention, LayerNorm, GELU ...; misses (name, at, why): what only looks like one; summary.
     """
     from .look import look
 

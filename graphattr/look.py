@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from .blocks import Block, labels, recognise, summary
 from .canonical import Canonical
 from .errors import GraphattrError, ModelError, TargetError
 from .export import Explanation, read_manifest
@@ -42,6 +43,8 @@ def look(
     on_path = {layer.name for layer in path}
     bind = binder(graph, method, path) if method is not None else None
     rows = [_row(layer, layer.name in on_path, bind, problems) for layer in graph.layers]
+    blocks, misses = recognise(graph, canonical)
+    in_block = labels(blocks)
     covered = sum(r["on_path"] and r["problem"] is None for r in rows)
     return {
         "inputs": [_tensor(v) for v in g.inputs],
@@ -52,7 +55,10 @@ def look(
         "explained": explained and {"output": explained.name, "tensor": explained.y.name, "stripped": explained.stripped},
         "wrt": [v.name for v in tensors],
         "method": method and method.name,
-        "layers": rows,
+        "summary": summary(blocks),
+        "blocks": [_block(b) for b in blocks],
+        "misses": [{"name": m.name, "at": m.at, "why": m.why} for m in misses],
+        "layers": [{**row, "block": in_block.get(row["name"])} for row in rows],
         "removed": dict(canonical.removed),
         "coverage": {"covered": covered, "on_path": len(path), "nodes": len(g.nodes)},
         "problems": problems,
@@ -61,6 +67,12 @@ def look(
 
 def _tensor(v: Value) -> dict[str, Any]:
     return {"name": v.name, "dtype": str(v.dtype or "?"), "shape": shape_text(v.shape)}
+
+
+def _block(b: Block) -> dict[str, Any]:
+    """A block as plain data."""
+    facts, parts = dict(b.facts), dict(b.parts)
+    return {"name": b.name, "layers": list(b.layers), "x": b.x, "y": b.y, "facts": facts, "parts": parts, "origin": b.origin}
 
 
 def _row(layer: Layer, on_path: bool, bind: Callable[[Layer, bool], Bound] | None, problems: list[str]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def _table(*columns: str, title: str | None = None) -> Table:
 
 
 def inspection_table(found: Mapping[str, Any]) -> None:
-    """The layer table, coverage, and what would fail."""
+    """The blocks, the layer table, coverage, and what would fail."""
     console = _console()
     for what in ("inputs", "outputs"):
         console.print(f"{what}: " + "; ".join(f"{t['name']} {t['dtype']}{t['shape']}" for t in found[what]), soft_wrap=True)
@@ -38,7 +38,9 @@ def inspection_table(found: Mapping[str, Any]) -> None:
         console.print(
             f"explained: {explained['output']}{stripped}; opset {found['opset']}; made by {found['producer'] or 'unknown'}"
         )
-    table = _table("layer", "op", "kind", "shape", "parameters", *(["rule", "table line"] if found["method"] else ["note"]))
+    _print_blocks(console, found)
+    last_columns = ["rule", "table line"] if found["method"] else ["note"]
+    table = _table("layer", "op", "kind", "block", "shape", "parameters", *last_columns)
     for row in found["layers"]:
         last = [row["rule"] or "", row["line"] or ""] if found["method"] else [""]
         if row["problem"]:
@@ -49,6 +51,7 @@ def inspection_table(found: Mapping[str, Any]) -> None:
             row["name"],
             row["op"],
             row["kind"],
+            row["block"] or "",
             row["shape"],
             f"{row['parameters']:,}" if row["parameters"] else "",
             *last,
@@ -58,6 +61,30 @@ def inspection_table(found: Mapping[str, Any]) -> None:
     console.print(f"coverage: {c['covered']} of {c['on_path']} layers on the path")
     for problem in found["problems"]:
         console.print(Text(f"problem: {problem}"), soft_wrap=True)
+
+
+def _print_blocks(console: Console, found: Mapping[str, Any]) -> None:
+    """The blocks in one line, then a line for those that are alike, then what nearly is one."""
+    if found["summary"]:
+        console.print(f"blocks: {found['summary']}", soft_wrap=True)
+    alike: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for b in found["blocks"]:
+        alike.setdefault((b["name"], ", ".join(_fact(k, v) for k, v in b["facts"].items())), []).append(b)
+    if alike:
+        table = _table("block", "times", "facts", "where")
+        for (name, facts), blocks in alike.items():
+            ends = [(b["layers"] or [b["y"]])[-1] for b in (blocks[0], blocks[-1])]
+            table.add_row(name, str(len(blocks)), facts, " ... ".join(dict.fromkeys(ends)))
+        console.print()
+        console.print(table)
+    for m in found["misses"]:
+        console.print(Text(f"looks like {m['name']} at {m['at']!r}, but: {m['why']}"), soft_wrap=True)
+    console.print()
+
+
+def _fact(name: str, value: Any) -> str:
+    """12 heads is `heads 12`; what is so is its name alone."""
+    return name if value is True else f"no {name}" if value is False else f"{name} {value}"
 
 
 def verdict_table(found: Mapping[str, Any]) -> None:
