@@ -217,7 +217,7 @@ def _certain(op: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any], 
         return _reshaped(x.shape, target, bool(attrs.get("allowzero", 0)), shape)
     if op == "Expand" and isinstance(target, tuple):
         return _broadcast(x.shape, target)
-    if op.startswith("Reduce") and shape is None and attrs.get("keepdims", 1):
+    if shape is None and (op == "CenterCropPad" or (op.startswith("Reduce") and attrs.get("keepdims", 1))):
         return (None,) * len(x.shape)
     if op == "DFT" and (shape is None or (not isinstance(target, int) and any(v is not None for v in inputs[1:2]))):
         return (None,) * (len(x.shape) - 1) + (1 if attrs.get("inverse") and attrs.get("onesided") else 2,)
