@@ -20,6 +20,7 @@ from .precision import is_half
 from .rule import REGISTRY, constant_like, per_sample_sum
 from .targets import NO_RANK, Explained, Target, Wanted, one_hot
 from .vjp import total
+from .vjp.index import zeros_like
 
 LEDGER_COLUMNS = ("arrived", "sent", "bias", "stabiliser")
 
@@ -97,7 +98,7 @@ def attribute(graph: LayerGraph, method: Method, rules: Plan, request: Request, 
     references: dict[Value, Value] = {}
     finished = {}
     for x in request.wrt:
-        maps = tuple(p[x] if x in p else x * 0.0 for p in passes)
+        maps = tuple(p[x] if x in p else zeros_like(g, x) for p in passes)
         finished[x] = _finish(g, method, x, maps, references)
     for one in request.wanted:
         written.attributions[one.x.name] = of_ids(g, one.x, one.lookups, finished) if one.lookups else finished[one.x]

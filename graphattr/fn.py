@@ -13,6 +13,7 @@ from .errors import UnsupportedOp
 from .graph import Graph, Node, Value
 from .layers import Layer, LayerGraph
 from .vjp import FROZEN, pull, pullback
+from .vjp.index import zeros_like
 
 Out = Value | tuple[Value | None, ...]  # None where nothing is sent to a data input
 
@@ -91,7 +92,7 @@ class Site:
             return (self.vjp(r, self.x),)
         seeds = dict(zip(self.layer.ys, [r] if isinstance(r, Value) else r, strict=False))
         found = pullback(self.g, {y: v for y, v in seeds.items() if v is not None}, self.xs, self.layer.nodes)
-        return tuple(found[x] if x in found else x * 0.0 for x in self.xs)
+        return tuple(found[x] if x in found else zeros_like(self.g, x) for x in self.xs)
 
     def frozen(self, r: Value) -> Value:
         """r pulled back through a normalisation whose deviation counts as a constant: u - mean(u) with u = scale r / s."""

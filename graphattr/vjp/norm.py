@@ -16,9 +16,21 @@ from .registry import vjp
 
 @vjp("Softmax")
 def softmax(g: Graph, n: Node, dy: Value) -> tuple[Value, ...]:
-    """dx = y (dy - sum dy y)."""
+    """dx = y (dy - sum dy y). A row of -inf alone gives NaN: where the model replaces that, it has no part in y."""
     (y,), axis = n.outputs, n.attrs.get("axis", -1)
+    y = g.Where(g.IsNaN(y), 0.0, y) if _is_replaced(g, y) else y
     return (y * (dy - g.ReduceSum(dy * y, [axis], keepdims=1)),)
+
+
+def _is_replaced(g: Graph, y: Value) -> bool:
+    """Whether a Where chooses between y and something else, as models do against rows that are masked out."""
+    same = {y}
+    for node in g.nodes:
+        if any(v in same for v in node.inputs):
+            if node.op == "Where":
+                return True
+            same.update(node.outputs if node.op in ("Cast", "Identity") else ())
+    return False
 
 
 @vjp("LogSoftmax")

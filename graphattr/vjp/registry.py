@@ -65,7 +65,6 @@ CONSTANT: set[str] = {
     "RandomNormalLike",
     "RandomUniform",
     "RandomUniformLike",
-    "Range",
     "Round",
     "Shape",
     "Sign",
@@ -148,6 +147,11 @@ def pull(g: Graph, node: Node, cotangents: Sequence[Value | None], needs: Iterab
     node = dataclasses.replace(node, needs=frozenset(needs))
     f = vjp_of(g, node)
     many = node.op in MANY or f.__name__ == "through_body"
+    beyond = [v.name for v, dy in zip(node.outputs[1:], cotangents[1:], strict=True) if dy is not None]
+    if beyond and not many:
+        raise UnsupportedOp(
+            f"{node!r}: no derivative of its output {beyond[0]!r}, only of the first; explain an output that does not use it"
+        )
     if not many and cotangents[0] is None:
         return [None] * len(node.inputs)
     found = list(f(g, node, tuple(cotangents) if many else cotangents[0]))

@@ -2,8 +2,8 @@
 
     python tests/conformance/node_cases.py [--operator NAME] [--case NAME] [--json] [--fail-under 0.97] [--jobs 2]
 
-A case counts when it has a float input and a float output, can be run, and is smooth at its data or close by. Each float output is
-seeded in turn; <attribution of x, u> must be the derivative of <output, seed> along u. Its verdict is the worst of its outputs:
+A case counts when it has a float input and a float output, can be run, and is smooth at its data or close by. Each float output
+is seeded in turn; <attribution of x, u> must be the derivative of <output, seed> along u. A case is judged by its worst output:
 
     pass            all agree
     wrong           a number differs from the difference quotient
@@ -42,18 +42,18 @@ from onnx.reference import ReferenceEvaluator
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
-import graphattr
-from graphattr.errors import GraphattrError, TargetError
-from graphattr.upgrade import MAX_IR, MAX_OPSET
-from tests.conformance.quotients import Array, Feeds, NotSmooth, Quotient, jittered, quotients
-from tests.conformance.widen import Erf, Gelu, in_float64
+import graphattr  # noqa: E402
+from graphattr.errors import GraphattrError, TargetError  # noqa: E402
+from graphattr.upgrade import MAX_IR, MAX_OPSET  # noqa: E402
+from tests.conformance.quotients import Array, Feeds, NotSmooth, Quotient, jittered, quotients  # noqa: E402
+from tests.conformance.widen import Erf, Gelu, in_float64  # noqa: E402
 
 FLOATS = {TensorProto.FLOAT: 2e-3, TensorProto.DOUBLE: 1e-5, TensorProto.FLOAT16: 1e-2, TensorProto.BFLOAT16: 5e-2}
 COUNTED = ("pass", "wrong", "refused", "crash")
 VERDICTS = (*COUNTED, "zero", "not smooth", "straight-through", "random", "cannot run")
 WORST = ("crash", "wrong", "refused", "pass", "not smooth", "zero", "straight-through", "random", "cannot run")
 STRAIGHT_THROUGH = {"QuantizeLinear", "DynamicQuantizeLinear"}
-SETTINGS = {"Resize": (1, 2), "Upsample": (1,), "Dropout": (1,)}  # inputs that say what to do (roi, scales, ratio): held as they are
+SETTINGS = {"Resize": (1, 2), "Upsample": (1,), "Dropout": (1,)}  # inputs that say what to do: roi, scales, ratio
 HUGE = 1e20  # masks are filled with such values; beside them nothing else would count
 
 
@@ -188,7 +188,7 @@ def forward_of(c: Case) -> tuple[Forward, Run]:
     """(the case in float64 where that gives the same outputs, else as it is; the case as it is)."""
     given, want = first_that_runs(c.model, c.outputs, c.feeds)
     held = [np.asarray(v).dtype for v in want]
-    precision = np.dtype(np.float64 if all(d == np.float64 for d in held) else np.float32 if np.float16 not in held else np.float16)
+    precision = min(held, key=lambda d: np.finfo(d).precision if d.kind == "f" else 0)
     plain = Forward(c.model, given, precision, c.feeds)
     wide = in_float64(c.model)
     kinds = {i.name: i.type.tensor_type.elem_type for i in wide.graph.input}
@@ -245,7 +245,7 @@ def _judge_output(c: Case, output: str, forward: Forward, given: Run, rng: np.ra
         return float(np.sum(value[seed != 0] * seed[seed != 0]))
 
     want, feeds, why = None, forward.feeds, ""
-    if not seed.any():
+    if y.size and not seed.any():
         return "not smooth", f"{output}: no value of the output is finite"
     for moved in jittered(forward.feeds, c.inputs, rng):
         try:

@@ -87,6 +87,6 @@ def _quotient(line: Callable[[float], float], centre: float, name: str, u: Array
 
 
 def _bends(values: Mapping[float, float], centre: float, h: float, least: float) -> bool:
-    """Whether the one-sided quotients differ as much at h/2 as at h: so does a kink; a smooth function bends half as much, noise twice."""
+    """Whether the one-sided quotients differ as much at h/2 as at h (a kink); smooth functions bend half as much, noise twice."""
     wide, narrow = ((values[t] + values[-t] - 2 * centre) / t for t in (h, h / 2))
-    return abs(narrow) > least and 0.8 < narrow / wide < 1.25 if wide else False
+    return bool(wide) and abs(narrow) > least and 0.8 < narrow / wide < 1.25

@@ -119,3 +119,12 @@ def test_content_of():
     assert content_of(np.array([1.0])) is None
     assert content_of(np.zeros((2, 2), int)) is None
     assert content_of(np.zeros(65, int)) is None
+
+
+def test_computed_sizes_whose_elements_are_known_count_as_constants():
+    g = Graph(18)
+    x = g.input("x", np.float32, (2, 8))
+    size, rest = g.emit("Shape", x, start=1), g.const([3])
+    sizes = g.record("Concat", [rest, g.Sub(size, rest)], ["sizes"], {"axis": 0}, "sizes")[0]
+    left, right = g.emit("Split", x, sizes, axis=-1, n_outputs=2)
+    assert (left.shape, right.shape) == ((2, 3), (2, 5))

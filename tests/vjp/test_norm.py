@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from graphattr.errors import UnsupportedOp
-from graphattr.graph import Graph
+from graphattr.graph import Graph, Value
 from graphattr.vjp import VJPS, pullback
 from tests.vjp.checking import Case, case, check_case, evaluate, gradient, rows, sampler
 
@@ -125,3 +125,27 @@ def test_batch_normalization_in_training_is_refused() -> None:
     y, *_ = g.emit("BatchNormalization", x, *rest, n_outputs=3, training_mode=1)
     with pytest.raises(UnsupportedOp, match="inference"):
         pullback(g, {y: y}, [x])
+
+
+def test_rows_of_softmax_that_a_where_replaces_have_no_part_in_the_derivative() -> None:
+    """A row that is masked out gives NaN, which models replace; 0 times NaN must not come back."""
+    x = draw(2, 3)
+    x[1] = -np.inf
+
+    def masked(g: Graph, v: Value) -> Value:
+        p = g.Softmax(v, axis=-1)
+        return g.Where(g.IsNaN(p), 0.0, p)
+
+    dy = draw(2, 3)
+    (dx,) = gradient(masked, x, dy=dy)
+    p = np.exp(x[0]) / np.exp(x[0]).sum()
+    np.testing.assert_allclose(dx, [p * (dy[0] - (p * dy[0]).sum()), [0, 0, 0]], atol=1e-12)
+
+
+def test_a_cotangent_of_another_output_than_the_first_is_not_dropped() -> None:
+    def statistics(g: Graph, x: Value) -> Value:
+        ones = [g.const(np.ones(2)) for _ in range(4)]
+        return g.emit("BatchNormalization", x, *ones, n_outputs=3, training_mode=1)[1]
+
+    with pytest.raises(UnsupportedOp, match="only of the first"):
+        gradient(statistics, draw(3, 2))
