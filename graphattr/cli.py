@@ -58,13 +58,15 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("--stop-after", choices=STAGES, help="print this stage as text and write nothing")
     explain = _command(commands, "explain", run_explain, "explain inputs: arrays and heat maps")
     explain.add_argument("model", metavar="MODEL", help="an .onnx file; one made by `convert` is used as it is")
-    explain.add_argument("inputs", metavar="INPUT", nargs="+", help="pictures, .npy, .npz or .csv")
+    explain.add_argument("inputs", metavar="INPUT", nargs="+", help="pictures, .npy, .npz, .csv, .wav, .txt (a sample per line)")
     explain.add_argument("-o", "--out", metavar="DIR", default="explained", help="folder for the results (default: explained)")
     _add_conversion(explain)
     explain.add_argument("--preprocess", default=None, metavar="P", help="imagenet, tf, lite, none, or a .toml (default: none)")
     explain.add_argument("--provider", default="cpu", metavar="P", help="cpu, cuda or tensorrt")
     explain.add_argument("--top", type=_count, default=5, metavar="K", help="print the K highest classes (default 5)")
     explain.add_argument("--labels", metavar="FILE", help="class names, one per line")
+    explain.add_argument("--tokenizer", metavar="FILE", help="the words of a token model: tokenizer.json, vocab.json or .txt")
+    explain.add_argument("--text", action="store_true", help="the INPUTs are texts themselves, not files; needs --tokenizer")
     look = _command(commands, "inspect", run_inspect, "what is in the file, which rule each layer would get, what would fail")
     look.add_argument("model", metavar="MODEL")
     _add_method(look, None)
@@ -101,7 +103,9 @@ def _add_method(parser: argparse.ArgumentParser, default: str | None) -> None:
         + (f" (default: {default})" if default else ""),
     )
     parser.add_argument("--output", metavar="NAME", help="the output to explain (default: the first float output)")
-    parser.add_argument("--wrt", metavar="NAME,..", help="tensors to attribute to (default: all float inputs)")
+    parser.add_argument(
+        "--wrt", metavar="NAME,..", help="tensors to attribute to, or: tokens (default: all float inputs; where none is, tokens)"
+    )
     parser.add_argument(
         "--no-strip", action="store_true", help="explain the output after its terminal Softmax, LogSoftmax or Sigmoid"
     )
@@ -183,9 +187,18 @@ def run_explain(args: argparse.Namespace) -> int:
         labels=args.labels,
         target=args.target,
         say=_say,
+        tokenizer=args.tokenizer,
+        text=args.text,
     ):
-        _print_json(report) if args.json else print(listing(report))
+        _print_json(report) if args.json else _print_report(report)
     return 0
+
+
+def _print_report(report: Mapping[str, Any]) -> None:
+    from .texts import print_passages
+
+    print(listing(report))
+    print_passages(report["tokens"])
 
 
 def _explanation(args: argparse.Namespace) -> Explanation:

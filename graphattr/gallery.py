@@ -1,24 +1,24 @@
-"""From input files to result files: arrays (.npz) and pictures (.png) per input."""
+"""From input files to result files: arrays (.npz), pictures (.png) and coloured texts (.html) per input."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from io import BytesIO
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .errors import RunError, WriteError
-from .export import Explanation, write_atomically
-from .graph import Array
+from .export import Explanation
 from .infer import read_type
-from .preprocess import InputItem, Preprocess, guess_layout, load_preprocess, read_input
-from .runtime import Attribution, Explainer
+from .preprocess import Preprocess, guess_layout, load_preprocess, read_input
+from .runtime import Explainer
+from .sheet import Sheet
+from .texts import read_texts, text_item
+from .vocabulary import load_vocabulary
 
-MOST_PICTURES = 8  # of one file with many samples
-ARRAYS = (".npy", ".npz", ".csv")
+NO_PICTURES = (".npy", ".npz", ".csv", ".wav", ".txt")
 Say = Callable[[str], None]
 
 
@@ -32,8 +32,13 @@ def explain_files(
     labels: str | None = None,
     target: str = "argmax",
     say: Say = lambda _: None,
+    tokenizer: str | None = None,
+    text: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Explain each file; yields one report (input, target, top classes, written files) after the other."""
+    """Explain each file; yields one report (input, target, top classes, written files) after the other.
+
+    tokenizer: a file that says which words the ids of a token model stand for. text: `files` are texts, one sample each.
+    """
     explainer = Explainer(explanation, provider)
     names = _labels(labels)
     own = explainer.own
@@ -41,16 +46,23 @@ def explain_files(
     if info is None:
         raise RunError("the model has no input of its own")
     dtype, shape = read_type(info.type)
-    pictures = any(Path(f).suffix.lower() not in ARRAYS for f in files)
+    vocabulary = None if tokenizer is None else load_vocabulary(tokenizer)
+    types = {i.name: i.type for i in explanation.model.graph.input if i.name in own}
+    texts, files = (list(files), ["text"]) if text else ([], files)
+    pictures = not text and any(Path(f).suffix.lower() not in NO_PICTURES for f in files)
     pre = _preprocess(preprocess, shape or (), say if pictures else lambda _: None)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise WriteError(f"cannot make the folder {out}: {e.strerror}") from e
     for file, label in zip(_progress(files), _result_names(files), strict=True):
-        item = read_input(file, pre, shape or (), dtype or np.float32)
-        a = explainer(item.feeds(own), _runtime_target(explainer, target))
-        yield _report(file, out / label, item, a, explainer, pre, top, names)
+        if text or Path(file).suffix.lower() == ".txt":
+            item = text_item(texts or read_texts(Path(file)), file, vocabulary, types)
+        else:
+            item = read_input(file, pre, shape or (), dtype or np.float32)
+        feeds = item.feeds(own)
+        a = explainer(feeds, _runtime_target(explainer, target))
+        yield Sheet(file, out / label, item, feeds, a, explainer.manifest, pre, names, vocabulary).report(top)
 
 
 def _result_names(files: Sequence[str]) -> list[str]:
@@ -102,79 +114,3 @@ def _progress(files: Sequence[str]) -> Iterator[str]:
 
     console = Console(stderr=True)
     yield from track(files, "explaining", console=console, disable=len(files) < 2 or not console.is_terminal)
-
-
-# -- one file -----------------------------------------------------------------------------------------------------
-def _report(
-    file: str,
-    start: Path,
-    item: InputItem,
-    a: Attribution,
-    explainer: Explainer,
-    pre: Preprocess,
-    top: int,
-    names: Sequence[str],
-) -> dict[str, Any]:
-    """Write the results of one file under names that begin with `start`, and say what it is."""
-    logits = np.asarray(a.outputs[explainer.manifest["output"]])
-    flat = logits.reshape(len(logits), -1) if logits.ndim > 1 else logits.reshape(-1, 1)
-    written = [_save_arrays(start.with_name(f"{start.name}.npz"), a, explainer.manifest)]
-    for score_name, scores in a.scores.items():
-        tensor, _, method = score_name.partition("/")
-        shown = [tensor] * (len({n.partition("/")[0] for n in a.scores}) > 1) + [method] * bool(method)
-        for i in range(min(len(scores), MOST_PICTURES)):
-            index = None if a.target is None else int(a.target[i])
-            name = ".".join([start.name, *([str(i)] if len(scores) > 1 else []), *shown, "png"])
-            caption = _caption(flat[i], index, names)
-            legend = method or str(explainer.manifest["method"])
-            written += _save_picture(start.with_name(name), item, i, scores[i], pre, caption, legend)
-    order = np.argsort(-flat[0], kind="stable")[:top]
-    return {
-        "input": file,
-        "samples": len(flat),
-        "target": None if a.target is None else a.target.tolist(),
-        "top": [{"index": int(k), "label": _label(int(k), names), "score": float(flat[0, k])} for k in order],
-        "delta": None if a.delta is None else a.delta.tolist(),
-        "files": [str(f) for f in written],
-    }
-
-
-def _caption(scores: Array, index: int | None, names: Sequence[str]) -> str:
-    if index is None:
-        return "seed given at run time"
-    return f"{_label(index, names) or f'class {index}'} · {scores[index]:.3f}" if index < scores.size else f"class {index}"
-
-
-def _label(index: int, names: Sequence[str]) -> str:
-    return names[index] if index < len(names) else ""
-
-
-def _save_arrays(path: Path, a: Attribution, manifest: Mapping[str, Any]) -> Path:
-    """Every output of the explanation under its own name, in one .npz."""
-    arrays = {manifest["attributions"][name]: score for name, score in a.scores.items()}
-    arrays.update({name: np.asarray(v) for name, v in a.outputs.items() if isinstance(v, np.ndarray) and v.dtype != object})
-    arrays.update(a.extras)
-    if a.target is not None:
-        arrays["explained_index"] = a.target
-    content = BytesIO()
-    np.savez(content, **arrays)  # type: ignore[arg-type]
-    try:
-        write_atomically(path, [content.getvalue()])
-    except OSError as e:
-        raise WriteError(f"cannot write {path}: {e.strerror or e}") from e
-    return path
-
-
-def _save_picture(path: Path, item: InputItem, i: int, score: Array, pre: Preprocess, caption: str, method: str) -> list[Path]:
-    """A panel for picture-like attributions, bars for one-dimensional ones, nothing for others."""
-    from .render import bars, panel, reduction, save_png
-
-    if score.ndim == 3 and (item.display is not None or score.shape[0] in (1, 3, 4) or pre.layout == "NHWC"):
-        channels_first = np.moveaxis(score, -1, 0) if pre.layout == "NHWC" else score
-        photo = item.display if item.display is not None and i == 0 else None
-        save_png(panel(photo, channels_first, caption, f"{method}", reduction(method)), path)
-    elif score.ndim == 1:
-        save_png(bars([f"x{k}" for k in range(score.size)], score, caption, method), path)
-    else:
-        return []
-    return [path]

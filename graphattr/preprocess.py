@@ -1,4 +1,4 @@
-"""Files that a user hands in (photos, .npy, .npz, .csv) become arrays that the model accepts.
+"""Files that a user hands in (photos, .npy, .npz, .csv, .wav) become arrays that the model accepts.
 
 A picture is turned upright, resized, cropped, then every channel becomes (value * scale - mean) / std, value = 0 .. 255.
 With a crop the short side is resized to `size` and the centre is cut out; without one the picture is squeezed to
@@ -6,6 +6,7 @@ With a crop the short side is resized to `size` and the centre is cut out; witho
 `size / crop` only says how much margin is cut away. Models with integer inputs get the plain 0 .. 255 values.
 """
 
+import csv
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from graphattr.errors import RunError, did_you_mean
+from graphattr.sound import fit_sound, read_wav
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -45,13 +47,16 @@ class Preprocess:
 class InputItem:
     """One file, read: `array` has the batch axis, `display` is the picture as the model saw it (None if it is none).
 
-    `named` holds all arrays of an .npz file, and `array` is then the first of them.
+    `named` holds all arrays of an .npz file, and `array` is then the first of them. `columns`: the names in a table's first line.
+    `rate`: samples per second of a sound, whose windows of one length are the samples of `array`.
     """
 
     array: Array
     display: NDArray[np.uint8] | None
     name: str
     named: dict[str, Array] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+    rate: float | None = None
 
     def feeds(self, inputs: Sequence[str]) -> dict[str, Array]:
         """The arrays keyed by the model's input names."""
@@ -173,7 +178,7 @@ def read_input(path: str | Path, pre: Preprocess, shape: Shape, dtype: DTypeLike
     path = Path(path)
     if not path.is_file():
         raise RunError(f"no such input file: {path}" if not path.exists() else f"{path} is not a file")
-    readers = {".npy": _read_npy, ".npz": _read_npz, ".csv": _read_csv}
+    readers = {".npy": _read_npy, ".npz": _read_npz, ".csv": _read_csv, ".wav": _read_wav}
     read = readers.get(path.suffix.lower())
     return read(path, pre, shape, np.dtype(dtype)) if read else _read_picture(path, pre, shape, np.dtype(dtype))
 
@@ -214,7 +219,13 @@ def _read_csv(path: Path, pre: Preprocess, shape: Shape, dtype: np.dtype[Any]) -
         rows = np.loadtxt(lines[header:], delimiter=mark_or_space, ndmin=2)
     except ValueError as e:
         raise RunError(f"{path}: {e}. Each row is one sample, each column a number; only line 1 may be a header.") from e
-    return InputItem(fit_array(rows, shape, dtype, path.name), None, path.stem)
+    names = tuple(cell.strip() for cell in next(csv.reader(lines[:1], delimiter=mark_or_space or " "))) if header else ()
+    return InputItem(fit_array(rows, shape, dtype, path.name), None, path.stem, columns=names)
+
+
+def _read_wav(path: Path, pre: Preprocess, shape: Shape, dtype: np.dtype[Any]) -> InputItem:
+    sound, rate = read_wav(path)
+    return InputItem(fit_array(fit_sound(sound, shape, path.name), shape, dtype, path.name), None, path.stem, rate=rate)
 
 
 def _is_numbers(line: str, mark: str | None) -> bool:

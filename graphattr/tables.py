@@ -129,4 +129,9 @@ def listing(report: Mapping[str, Any]) -> str:
     """One explained input: its classes and its files."""
     lines = [f"{report['input']}  target {report['target']}"]
     lines += [f"  {c['score']:9.4f}  {c['index']:5d}  {c['label']}" for c in report["top"]]
+    methods = {f["method"] for f in report["features"]}
+    wide = max((len(f["name"]) for f in report["features"]), default=0)
+    for f in report["features"]:
+        end = f"  {f['method']}" if len(methods) > 1 else ""
+        lines.append(f"  {f['name']:{wide}} = {f['value']:<10.4g} {f['relevance']:+.4g}{end}")
     return "\n".join([*lines, *(f"  {f}" for f in report["files"])])

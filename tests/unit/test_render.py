@@ -115,6 +115,36 @@ def test_bars_leave_the_weak_out():
         bars(["a", "b"], [1, 2, 3])
 
 
+def test_curves():
+    pytest.importorskip("matplotlib", reason="needs matplotlib")
+    from graphattr.render import curves
+
+    x = np.sin(np.linspace(0, 20, 300))
+    one, three = curves(x, np.cos(x), "title", "legend"), curves(np.stack([x] * 3), np.stack([x, -x, x]))
+    assert one.mode == three.mode == "RGB"
+    assert one.width == three.width
+    assert three.height > one.height
+    assert curves(np.zeros((9, 20)), np.ones((9, 20)), most=3).height == three.height
+    for relevance, reds, blues in ((np.ones(300), True, False), (-np.ones(300), False, True), (np.zeros(300), False, False)):
+        seen = {c for _, c in curves(x, relevance).getcolors(1 << 20)}
+        assert ((214, 84, 77) in seen, (67, 147, 195) in seen) == (reds, blues)
+    with np.errstate(all="raise"):
+        curves(np.zeros(1), np.zeros(1), rate=8000)
+    with pytest.raises(GraphattrError, match="do not fit"):
+        curves(x, x[:5])
+
+
+def test_long_signals_keep_their_peaks_and_their_sum():
+    pytest.importorskip("matplotlib", reason="needs matplotlib")
+    from graphattr.render.signals import _binned
+
+    x = np.zeros((1, 5000))
+    x[0, 777] = 3
+    assert _binned(x, 5, np.maximum).max() == 3
+    assert _binned(x, 7, np.add).sum() == 3
+    assert _binned(x, 7, np.add).shape == (1, 715)
+
+
 def test_words_fit():
     of = font(16)
     for text in ("lrp.epsilon_plus_flat and more words", "m" * 99, "", "chocolate sauce 0.05"):
@@ -137,3 +167,11 @@ def test_save_is_atomic(tmp_path):
 def test_matplotlib_is_left_alone():
     code = "import sys, graphattr.render as r; r.bars(['a'], [1]); sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_texts_need_no_pillow():
+    code = ("import sys; sys.modules['PIL'] = None; import graphattr.texts, graphattr.render as r\n"
+            "r.page([], 't'); print('a page'); r.bars(['a'], [1])")
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.stdout == "a page\n"
+    assert 'pip install "graphattr[images]"' in done.stderr.splitlines()[-1]
