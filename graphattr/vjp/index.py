@@ -84,11 +84,21 @@ def gather_elements(g: Graph, n: Node, dy: Value) -> Cotangents:
 
 @vjp("GatherND")
 def gather_nd(g: Graph, n: Node, dy: Value) -> Cotangents:
-    """dx = dy added at the gathered tuples; batch axes become leading members of the tuple."""
+    """dx = dy added at the gathered tuples, each taken as one number; batch axes become leading members of the tuple.
+
+    A ScatterND that adds would be shorter, but where updates meet ONNX Runtime's threads lose some.
+    """
     x, where = operands(n)
     for axis in reversed(range(n.attrs.get("batch_dims", 0))):
         where = g.Concat(_along(g, where, axis), where, axis=-1)
-    return (g.ScatterND(zeros_like(g, x), where, dy, reduction="add"),)
+    depth, line = where.dim(where.rank - 1), g.const([0])
+    for a in range(depth):
+        size, i = extent(g, x, a), g.Gather(where, a, axis=-1)
+        line = line * size + g.Where(i < 0, i + size, i)
+    shapes = (g.emit("Shape", x, end=depth), g.emit("Shape", x, start=depth))
+    cells, row = (g.Unsqueeze(g.ReduceProd(v, keepdims=0), [0]) for v in shapes)
+    rows = g.Reshape(dy, g.Concat(count(g, line), row, axis=0))
+    return (reshaped(g, put(g, rows, flat(g, line), cells, 0), x),)
 
 
 def _along(g: Graph, where: Value, axis: int) -> Value:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
-from tests.vjp.checking import Case, case, check_case, gradient, rows, sampler
+from graphattr.graph import Graph
+from graphattr.vjp import pullback
+from tests.vjp.checking import Case, Part, case, check_case, gradient, rows, sampler
 from tests.vjp.windows import check_symbolic
 
 draw = sampler(5)
@@ -90,6 +93,21 @@ def test_an_index_of_the_run() -> None:
     c = case("Gather", lambda g, x, i: g.Gather(x, i, axis=1), draw(2, 4, 3), np.array([0, -1, 0, 2]))
     check_case(c, 17)
     check_symbolic(c, 17, [("N", "H", 3), ("K",)], {"N": 2, "H": 5, "K": 4}, {"N": 1, "H": 4, "K": 4})
+
+
+def test_many_threads_lose_no_update() -> None:
+    """Where a hundred updates meet in each cell, four threads add as one does."""
+    g, rng = Graph(17), np.random.default_rng(0)
+    x, where = g.input("x", "float32", (50, 40, 64)), g.input("where", "int64", (200_000, 2))
+    y = g.GatherND(x, where)
+    dx = pullback(g, {y: g.input("dy", "float32", y.shape)}, [x])[x]
+    indices, dy = rng.integers(0, (50, 40), (200_000, 2)), rng.integers(0, 3, (200_000, 64)).astype(np.float32)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 4
+    file = ort.InferenceSession(Part(g, [dx], ["x"]).model().SerializeToString(), options, providers=["CPUExecutionProvider"])
+    want = np.zeros((50, 40, 64))
+    np.add.at(want, tuple(indices.T), dy)
+    np.testing.assert_array_equal(file.run(None, {"where": indices, "dy": dy})[0], want)
 
 
 def test_equal_values_go_to_the_lower_index() -> None:
