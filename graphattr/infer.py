@@ -193,7 +193,14 @@ def read_type(proto: Any) -> tuple[np.dtype[Any] | None, Shape | None]:
     dtype = helper.tensor_dtype_to_np_dtype(t.elem_type)
     if not t.HasField("shape"):
         return dtype, None
-    return dtype, tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in t.shape.dim)
+    return dtype, tuple(_size(d) for d in t.shape.dim)
+
+
+def _size(dim: Any) -> int | str | None:
+    """A number, a name, or None; Paddle writes -1 for what it does not know."""
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value) if dim.dim_value >= 0 else None
+    return str(dim.dim_param) or None
 
 
 def shape_text(shape: Shape | None) -> str:

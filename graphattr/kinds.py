@@ -4,7 +4,7 @@ A kind says how relevance may be shared, so that rules never learn operator name
 
 linear      weights: Conv, ConvTranspose, Gemm, MatMul (+ Add of a bias), Einsum with a constant
 sum         Add, Sub, Sum, Mean of several data tensors
-mean        linear without weights: average pooling, ReduceMean, ReduceSum, linear Resize
+mean        linear without weights: average pooling, ReduceMean, ReduceSum, linear Resize; lengths, which x times the slope adds up to
 shift       data plus a constant that is no bias           scale      data times a constant
 batchnorm   a BatchNormalization that could not be folded  norm       LayerNormalization and its relatives
 product     data times data                                quotient   data over data
@@ -60,7 +60,7 @@ SMOOTH = {
     "Atanh",
     "Mod",
 }
-MEANS = {"AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "CumSum"}
+MEANS = {"AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "CumSum", "ReduceL1", "ReduceL2"}
 WINNERS = {"MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin", "TopK"}
 NORMS = {
     "LayerNormalization",

@@ -103,6 +103,8 @@ def test_attributes_have_the_type_of_the_schema():
 def test_read_type():
     info = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT16, ["N", None, 3])
     assert read_type(info.type) == (np.float16, ("N", None, 3))
+    info.type.tensor_type.shape.dim[0].dim_value = -1
+    assert read_type(info.type) == (np.float16, (None, None, 3))
     assert read_type(helper.make_tensor_value_info("x", 1, None).type) == (np.float32, None)
     assert read_type(None) == (None, None)
     assert read_type(helper.make_tensor_sequence_value_info("s", 1, None).type) == (None, None)

@@ -41,7 +41,7 @@ ONE = {
                lambda g, x: g.Einsum(x, np.ones((4, 5), np.float32), equation="nchw,ck->nkhw")],
     "mean": [lambda g, x: g.AveragePool(x, kernel_shape=[2, 2]), lambda g, x: g.GlobalAveragePool(x),
              lambda g, x: g.ReduceMean(x, [2]), lambda g, x: g.ReduceSum(x, [1]), lambda g, x: g.CumSum(x, g.const(1, "int64")),
-             lambda g, x: g.Resize(x, None, [1.0, 1.0, 2.0, 2.0], mode="linear")],
+             lambda g, x: g.Resize(x, None, [1.0, 1.0, 2.0, 2.0], mode="linear"), lambda g, x: g.ReduceL2(x, [1])],
     "structure": [lambda g, x: g.Reshape(x, [0, -1]), lambda g, x: g.Transpose(x, perm=[0, 2, 3, 1]), lambda g, x: g.Flatten(x),
                   lambda g, x: g.Slice(x, [0], [2], [1]), lambda g, x: g.Concat(x, x, axis=1), lambda g, x: g.Pad(x, [0] * 8),
                   lambda g, x: g.Gather(x, g.const([0, 1], "int64"), axis=1), lambda g, x: g.Cast(x, to=11),
