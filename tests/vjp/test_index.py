@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 
 from graphattr.graph import Graph
 from graphattr.vjp import pullback
-from tests.vjp.checking import Case, Part, case, check_case, gradient, rows, sampler
+from tests.vjp.checking import Case, case, check_case, gradient, rows, sampler
 from tests.vjp.windows import check_symbolic
 
 draw = sampler(5)
@@ -95,19 +94,13 @@ def test_an_index_of_the_run() -> None:
     check_symbolic(c, 17, [("N", "H", 3), ("K",)], {"N": 2, "H": 5, "K": 4}, {"N": 1, "H": 4, "K": 4})
 
 
-def test_many_threads_lose_no_update() -> None:
-    """Where a hundred updates meet in each cell, four threads add as one does."""
-    g, rng = Graph(17), np.random.default_rng(0)
-    x, where = g.input("x", "float32", (50, 40, 64)), g.input("where", "int64", (200_000, 2))
-    y = g.GatherND(x, where)
-    dx = pullback(g, {y: g.input("dy", "float32", y.shape)}, [x])[x]
-    indices, dy = rng.integers(0, (50, 40), (200_000, 2)), rng.integers(0, 3, (200_000, 64)).astype(np.float32)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 4
-    file = ort.InferenceSession(Part(g, [dx], ["x"]).model().SerializeToString(), options, providers=["CPUExecutionProvider"])
-    want = np.zeros((50, 40, 64))
-    np.add.at(want, tuple(indices.T), dy)
-    np.testing.assert_array_equal(file.run(None, {"where": indices, "dy": dy})[0], want)
+def test_nothing_is_added_by_scatter_nd() -> None:
+    """ONNX Runtime's loses updates: of 200 000 rows added to 20 000 by four threads a few are missing, in most runs."""
+    g = Graph(17)
+    x = g.input("x", "float32", (4, 5, 6))
+    y = g.GatherND(x, g.input("where", "int64", (9, 2)))
+    pullback(g, {y: y}, [x])
+    assert "ScatterND" not in {n.op for n in g.nodes}
 
 
 def test_equal_values_go_to_the_lower_index() -> None:
