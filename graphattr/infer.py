@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Shape: TypeAlias = tuple[Dim, ...]
 Inferred: TypeAlias = tuple[np.dtype[Any] | None, Shape | None, Content]
 
+SIMILAR_OUTPUTS = {"MaxPool", "Split"}
 WINDOWED = {"Conv", "MaxPool", "AveragePool", "LpPool"}
 _cache: dict[Any, list[tuple[np.dtype[Any] | None, Shape | None]]] = {}
 
@@ -68,7 +69,7 @@ def infer(
         types = _cache[key]
     content = content_after(op, inputs, attrs)
     return [
-        (dtype, _certain(op, inputs, attrs, shape) if i == 0 or op == "MaxPool" else shape, content if i == 0 else None)
+        (dtype, _certain(op, inputs, attrs, shape) if i == 0 or op in SIMILAR_OUTPUTS else shape, content if i == 0 else None)
         for i, (dtype, shape) in enumerate(types)
     ]
 
@@ -224,8 +225,8 @@ def _certain(op: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any], 
         return _reshaped(x.shape, target, bool(attrs.get("allowzero", 0)), shape)
     if op == "Expand" and isinstance(target, tuple):
         return _broadcast(x.shape, target)
-    if shape is None and (op == "CenterCropPad" or (op.startswith("Reduce") and attrs.get("keepdims", 1))):
-        return (None,) * len(x.shape)
+    if shape is None and (rank := _rank(op, len(x.shape), inputs, attrs)) is not None:
+        shape = (None,) * rank
     if op == "DFT" and (shape is None or (not isinstance(target, int) and any(v is not None for v in inputs[1:2]))):
         return (None,) * (len(x.shape) - 1) + (1 if attrs.get("inverse") and attrs.get("onesided") else 2,)
     if op == "STFT":  # ONNX's inference takes a missing `onesided` for 0, and above ignores a length of the run
@@ -239,6 +240,18 @@ def _certain(op: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any], 
         if kernel and all(isinstance(k, int) for k in kernel):
             return tuple(_window(x.shape[i], d, i - 2, kernel, attrs) if i >= 2 else d for i, d in enumerate(shape))
     return shape
+
+
+def _rank(op: str, rank: int, inputs: Sequence[Value | None], attrs: Mapping[str, Any]) -> int | None:
+    """The rank of the result where the axes are known by their number only."""
+    reduces = op.startswith("Reduce")
+    if op in ("CenterCropPad", "Pad", "Split") or (reduces and attrs.get("keepdims", 1)):
+        return rank
+    axes = inputs[1] if len(inputs) > 1 else None
+    count = axes.shape[0] if axes is not None and axes.shape else None
+    if not isinstance(count, int) or not count or not (reduces or op in ("Squeeze", "Unsqueeze")):
+        return None
+    return rank + count if op == "Unsqueeze" else rank - count
 
 
 def _reshaped(source: Shape, target: tuple[Dim, ...], allowzero: bool, inferred: Shape | None) -> Shape:

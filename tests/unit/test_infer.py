@@ -130,3 +130,21 @@ def test_computed_sizes_whose_elements_are_known_count_as_constants():
     sizes = g.record("Concat", [rest, g.Sub(size, rest)], ["sizes"], {"axis": 0}, "sizes")[0]
     left, right = g.emit("Split", x, sizes, axis=-1, n_outputs=2)
     assert (left.shape, right.shape) == ((2, 3), (2, 5))
+
+
+def test_axes_known_by_their_number_only():
+    g = Graph(19)
+    x, axes, sizes = g.input("x", np.float32, ("N", 2, 1)), g.input("axes", np.int64, (1,)), g.input("sizes", np.int64, (2,))
+    assert (g.Unsqueeze(x, axes).rank, g.Squeeze(x, axes).rank) == (4, 2)
+    assert (g.ReduceMax(x, axes).rank, g.ReduceSum(x, axes, keepdims=0).rank) == (3, 2)
+    assert (g.Pad(x, sizes, None, axes).rank, g.CenterCropPad(x, sizes, axes=[1, 2]).rank) == (3, 3)
+    assert [v.rank for v in g.Split(x, sizes, axis=1, n_outputs=2)] == [3, 3]
+
+
+def test_fourier_transforms():
+    g = Graph(20)
+    x, length = g.input("x", np.float32, ("N", 8, 1)), g.input("length", np.int64, ())
+    assert g.DFT(x, None, 1, onesided=1).shape == ("N", 5, 2)
+    assert isinstance(g.DFT(x, length, 1).shape[1], str)
+    assert g.STFT(x, 2, None, 4).shape[3] == 2
+    assert g.STFT(x, 2, None, 4, onesided=1).shape == ("N", 3, 3, 2)
