@@ -328,6 +328,7 @@ def _unsupported(graph: LayerGraph, path: Sequence[Layer], layer: Layer) -> str:
     node = layer.nodes[0]
     domain = f"{node.domain}:" if node.domain not in ("", "ai.onnx") else ""
     reason = None if domain else obstacle(node.op, node.inputs, node.attrs)
+    reason = why_foreign(graph.graph, node) if domain else reason
     reason = f": {reason}" if reason else ""
     return (
         f"no derivative for operator {domain}{node.op} (node {layer.name!r}, opset {graph.graph.opset}), which lies on the path "

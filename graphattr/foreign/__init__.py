@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from onnx import ModelProto, NodeProto
 
+from ..graph import Graph, Node
 from ..rewrite import Book, Edit, Pen, Stay, edit, scopes
 from ..wellformed import default_opset
-from . import attention, embedding, fused, grouped, learners, lowbits, nhwc, quantised, rotary
+from . import attention, embedding, fused, grouped, learners, lowbits, nhwc, plain, quantised, rotary, staying
 
-__all__ = ["EDITS", "standardise"]
+__all__ = ["EDITS", "standardise", "why_foreign"]
 
-EDITS: dict[tuple[str, str], Edit] = {**learners.EDITS, **fused.EDITS, **quantised.EDITS, **attention.EDITS,
-                                      **rotary.EDITS, **grouped.EDITS, **embedding.EDITS, **nhwc.EDITS, **lowbits.EDITS}
+EDITS: dict[tuple[str, str], Edit] = {**learners.EDITS, **fused.EDITS, **quantised.EDITS, **attention.EDITS, **rotary.EDITS,
+                                      **grouped.EDITS, **embedding.EDITS, **nhwc.EDITS, **lowbits.EDITS, **plain.EDITS}
 """(domain, operator) -> rewrite. One that writes nothing leaves the node as it is."""
 ORDINARY = {("", op) for op in ("Cast", "Mul", *quantised.ON_LEVELS)}
 
@@ -32,6 +33,11 @@ def standardise(model: ModelProto) -> ModelProto:
     return out if passes else model
 
 
+def why_foreign(graph: Graph, node: Node) -> str | None:
+    """Why a foreign node of the graph stayed as it is; None where nothing is known of it."""
+    return staying.reason(graph, node, EDITS)
+
+
 def _pass(model: ModelProto, floats: dict[str, str]) -> bool:
     book, changed = Book(model, floats), False
 
@@ -42,7 +48,7 @@ def _pass(model: ModelProto, floats: dict[str, str]) -> bool:
         if rewrite is not None:
             try:
                 rewrite(pen, node)
-            except Stay:        # `obstacle` asks again for the reason, should the node lie on the path
+            except Stay:        # `why_foreign` asks again for the reason, should the node lie on the path
                 return [node]
         changed = changed or bool(pen.nodes)
         return pen.nodes or [node]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from ..rewrite import Edit, Pen, attribute
+from ..rewrite import Edit, Pen, Stay, attribute
 
 HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 ACTIVATIONS: dict[str, tuple[str, ...]] = {
@@ -49,35 +49,113 @@ def activate(pen: Pen, kind: str, values: list[float | None], y: str, out: str) 
 
 
 def fused_matmul(pen: Pen, n: NodeProto) -> None:
-    """alpha * a' b', each transposed in its last two axes where asked for."""
-    if attribute(n, "transBatchA", 0) or attribute(n, "transBatchB", 0):
-        return
-    sides, alpha = list(n.input), attribute(n, "alpha", 1.0)
-    turned = [k for k, name in enumerate(("transA", "transB")) if attribute(n, name, 0)]
-    ranks = {k: len(dims) for k in turned if (dims := pen.book.dims(sides[k])) is not None}
-    if len(ranks) != len(turned) or any(r < 2 for r in ranks.values()):
-        return
-    for k, r in ranks.items():
-        sides[k] = pen("Transpose", sides[k], perm=[*range(r - 2), r - 1, r - 2])
-    y = pen("MatMul", *sides, out=None if alpha != 1 else n.output[0])
+    """activation(alpha a' b'). Asked for, the last two axes of a side change places, after the first moved behind the other
+    axes of the batch (transBatch)."""
+    sides, alpha, kind = list(n.input), attribute(n, "alpha", 1.0), attribute(n, "activation", "")
+    if kind not in ("", *ACTIVATIONS):
+        raise Stay(f"its activation {kind!r} is not known")
+    out = None if kind else n.output[0]
+    for k, letter in enumerate("AB"):
+        turned, moved = attribute(n, f"trans{letter}", 0), attribute(n, f"transBatch{letter}", 0)
+        dims = pen.book.dims(sides[k])
+        if (turned or moved) and (dims is None or len(dims) < 2):
+            raise Stay(f"the axes of its input {sides[k]!r} are not known, or a single one")
+        axes = list(range(len(dims or ())))
+        if moved:
+            axes = [*axes[1:-1], axes[0], axes[-1]]
+        if turned:
+            axes = [*axes[:-2], axes[-1], axes[-2]]
+        sides[k] = pen("Transpose", sides[k], perm=axes) if turned or moved else sides[k]
+    y = pen("MatMul", *sides, out=None if alpha != 1 else out)
     if alpha != 1:
-        pen("Mul", y, pen.like(alpha, "alpha", n.input[0]), out=n.output[0])
+        y = pen("Mul", y, pen.like(alpha, "alpha", n.input[0]), out=out)
+    values = [attribute(n, f"activation_{k}") for k in ACTIVATIONS.get(kind, ())]
+    activate(pen, kind, values, y, n.output[0])
 
 
 def gelu(pen: Pen, n: NodeProto) -> None:
     """x (1 + erf(x / sqrt 2)) / 2, of x + bias where there is one."""
     x = pen("Add", *n.input) if len(n.input) > 1 and n.input[1] else n.input[0]
-    c = [pen.like(v, k, n.input[0]) for k, v in (("root", math.sqrt(2)), ("one", 1.0), ("half", 0.5))]
-    pen("Mul", pen("Mul", x, pen("Add", pen("Erf", pen("Div", x, c[0])), c[1])), c[2], out=n.output[0])
+    _erf_gelu(pen, x, n.input[0], n.output[0])
 
 
 def fast_gelu(pen: Pen, n: NodeProto) -> None:
     """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, of x + bias where there is one."""
     x = pen("Add", *n.input) if len(n.input) > 1 and n.input[1] else n.input[0]
+    _tanh_gelu(pen, x, n.input[0], n.output[0])
+
+
+def _erf_gelu(pen: Pen, x: str, typed: str, out: str) -> None:
+    c = [pen.like(v, k, typed) for k, v in (("root", math.sqrt(2)), ("one", 1.0), ("half", 0.5))]
+    pen("Mul", pen("Mul", x, pen("Add", pen("Erf", pen("Div", x, c[0])), c[1])), c[2], out=out)
+
+
+def _tanh_gelu(pen: Pen, x: str, typed: str, out: str) -> None:
     root = math.sqrt(2 / math.pi)
-    c = [pen.like(v, k, n.input[0]) for k, v in (("cubic", 0.044715 * root), ("linear", root), ("one", 1.0), ("half", 0.5))]
+    c = [pen.like(v, k, typed) for k, v in (("cubic", 0.044715 * root), ("linear", root), ("one", 1.0), ("half", 0.5))]
     inner = pen("Mul", x, pen("Add", pen("Mul", pen("Mul", x, x), c[0]), c[1]))
-    pen("Mul", pen("Mul", x, pen("Add", pen("Tanh", inner), c[2])), c[3], out=n.output[0])
+    pen("Mul", pen("Mul", x, pen("Add", pen("Tanh", inner), c[2])), c[3], out=out)
+
+
+def gemm_fast_gelu(pen: Pen, n: NodeProto) -> None:
+    """FastGelu of x w + bias."""
+    x, w, bias = [*n.input, ""][:3]
+    y = pen("MatMul", x, w)
+    _tanh_gelu(pen, pen("Add", y, bias) if bias else y, x, n.output[0])
+
+
+def bias_split_gelu(pen: Pen, n: NodeProto) -> None:
+    """The left half of x + bias times the Gelu of the right half."""
+    total = pen("Add", *n.input)
+    dims = pen.book.dims(n.input[1])
+    if not dims or dims[0] is None or dims[0] % 2:
+        raise Stay(f"the length of its bias {n.input[1]!r} is not known, or odd")
+    halves = [pen.book.fresh(f"{pen.stem}_{k}") for k in ("left", "right")]
+    pen("Split", total, pen.const([dims[0] // 2] * 2, "sizes", np.int64), out=halves, axis=-1)
+    right = pen.book.fresh(f"{pen.stem}_gelu")
+    _erf_gelu(pen, halves[1], n.input[0], right)
+    pen("Mul", halves[0], right, out=n.output[0])
+
+
+def bias_add(pen: Pen, n: NodeProto) -> None:
+    """x + bias + skip."""
+    pen("Add", pen("Add", n.input[0], n.input[1]), n.input[2], out=n.output[0])
+
+
+def bias_dropout(pen: Pen, n: NodeProto) -> None:
+    """x + bias + residual: at inference nothing is dropped."""
+    x, bias, residual, _, training = [*n.input, "", "", ""][:5]
+    if training or _reads(pen, n, 1):
+        raise Stay("it may be in training mode, or its mask is read")
+    y = pen("Add", x, bias, out=None if residual else n.output[0])
+    if residual:
+        pen("Add", y, residual, out=n.output[0])
+
+
+def bias_softmax(pen: Pen, n: NodeProto) -> None:
+    """Softmax of x + bias over all axes from `axis` on, which count as one."""
+    axis, dims = attribute(n, "axis", 1), pen.book.dims(n.input[0])
+    if dims is None:
+        raise Stay(f"the number of axes of its input {n.input[0]!r} is not known")
+    y, axis = pen("Add", *n.input), axis % len(dims)
+    if axis == len(dims) - 1:
+        pen("Softmax", y, out=n.output[0], axis=-1)
+        return
+    rows = pen("Reshape", y, pen.const([*[0] * axis, -1], "shape", np.int64))
+    pen("Reshape", pen("Softmax", rows, axis=-1), pen("Shape", y), out=n.output[0])
+
+
+def scaled_silu(pen: Pen, n: NodeProto) -> None:
+    """z sigmoid(z) of z = scale x."""
+    x, scale = [*n.input, ""][:2]
+    scale = pen("CastLike", scale, x) if scale else pen.like(attribute(n, "alpha", 1.0), "alpha", x)
+    z = pen("Mul", x, scale)
+    pen("Mul", z, pen("Sigmoid", z), out=n.output[0])
+
+
+def gated_add(pen: Pen, n: NodeProto) -> None:
+    """x + y gate."""
+    pen("Add", n.input[0], pen("Mul", n.input[1], n.input[2]), out=n.output[0])
 
 
 def quick_gelu(pen: Pen, n: NodeProto) -> None:
@@ -145,13 +223,22 @@ def others(n: NodeProto, *but: str) -> dict[str, Any]:
 
 
 MICROSOFT: dict[str, Edit] = {
+    "BiasAdd": bias_add,
+    "BiasDropout": bias_dropout,
     "BiasGelu": gelu,
+    "BiasSoftmax": bias_softmax,
+    "BiasSplitGelu": bias_split_gelu,
+    "BitmaskBiasDropout": bias_dropout,
     "FastGelu": fast_gelu,
     "FusedConv": fused_conv,
     "FusedGemm": fused_gemm,
     "FusedMatMul": fused_matmul,
+    "FusedMatMulActivation": fused_matmul,
+    "GatedAdd": gated_add,
     "Gelu": gelu,
+    "GemmFastGelu": gemm_fast_gelu,
     "QuickGelu": quick_gelu,
+    "ScaledSiLU": scaled_silu,
     "SimplifiedLayerNormalization": simplified_layer_norm,
     "SkipLayerNormalization": skip_layer_norm,
     "SkipSimplifiedLayerNormalization": skip_simplified_layer_norm,

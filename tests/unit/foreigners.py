@@ -16,7 +16,7 @@ def slope(m, feeds, name="x", h=1e-2, tolerance=2e-3, runs=None):
     rng = np.random.default_rng(5)
     y = outcome(runs or m, feeds)[0]
     seed, direction = (rng.normal(size=a.shape).astype(np.float32) for a in (y, feeds[name]))
-    made = graphattr.convert(m, method="gradient", target="seed", wrt=[name]).model
+    made = graphattr.convert(m, method="gradient", target="seed", wrt=[name], strip=False).model
     found = dict(zip((v.name for v in made.graph.output), outcome(made, {**feeds, "seed": seed}), strict=True))
     by_graph = np.sum(found[f"{name}_attribution"].astype(float) * direction)
     ahead, behind = (outcome(runs or m, {**feeds, name: feeds[name] + s * h * direction})[0] for s in (1, -1))
