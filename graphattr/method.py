@@ -13,6 +13,7 @@ from typing import Any
 import networkx as nx
 
 from .errors import MethodError, UnsupportedOp, did_you_mean
+from .foreign import why_foreign
 from .layers import Layer, LayerGraph
 from .recurrent import obstacle
 from .rule import KINDS, REGISTRY, Rule, Step, describe, load_rules
