@@ -55,6 +55,10 @@ def _gate(view: View, product: Layer, gate: Value, x: Value) -> Block | str | No
         return f"the gate is not made by a sigmoid or HardSigmoid, but by {name or '+'.join(s.op for s in acts[-1]) or 'nothing'}"
     if len(linears) != 2:
         return f"{len(linears)} linear layer(s) between mean and gate, not 2"
+    if not acts[0]:
+        return "there is no activation between the two linear layers"
+    if run:
+        return f"the mean passes {'+'.join(s.op for s in run)} in front of the first linear layer"
     if layer.x is not x:
         return f"the mean is of {layer.x.name!r}, but the gate multiplies {x.name!r}"
     sizes, whole = view.probe.shape(gate), view.probe.shape(x)

@@ -33,7 +33,9 @@ def dense(view: View) -> Iterator[Block | Miss]:
         layers = [*front, layer, *behind]
         folded = view.folded.get(layer.y.name)
         named = f"dense ({folded})" if folded else "dense"
-        facts = {"bias": False if layer.b is None and (not behind or behind[-1].kind != "shift") else None}
+        left = layer.op == "MatMul" and layer.nodes[0].inputs[0] is layer.w
+        biased = layer.b is not None or any(step.kind == "shift" for step in behind)
+        facts = {"over": "the axis before the last" if left else None, "bias": None if biased else False}
         spelled = "+".join([*(n.op for x in layers for n in x.nodes)])
         yield block(named, layers, layers[0].x, y, facts, origin=spelled)
 

@@ -8,42 +8,14 @@ import numpy as np
 import pytest
 
 import graphattr
-from graphattr.blocks import recognise
-from graphattr.graph import Graph
 from graphattr.layers import to_layers
+from graphattr.tables import inspection_table
+from tests.unit.seen import D, T, conv, dense, graph, named, only, reasons, seen
+from tests.unit.test_blocks_attention import bert
 from tests.unit.test_composites import ACTIVATIONS
-from tests.unit.tiny import F, I, array, mlp, model, node
+from tests.unit.tiny import I, array, mlp, model, node
 
 EXPORTS = Path(__file__).resolve().parents[3] / "shared" / "exports"
-T, D, HEADS = 5, 12, 3  # tokens, features, heads
-
-
-def graph(*shape, opset=20):
-    g = Graph(opset)
-    return g, g.input("x", np.float32, shape or ("N", T, D))
-
-
-def seen(g, x, y, roots=()):
-    g.outputs.append(("y", y))
-    return recognise(to_layers(g, [x, *roots], [y]))
-
-
-def named(found, name):
-    return [b for b in found[0] if b.name == name]
-
-
-def only(found, name):
-    (b,) = named(found, name)
-    return b
-
-
-def reasons(found, name):
-    return " ".join(m.why for m in found[1] if m.name == name)
-
-
-def dense(g, x, out=D, seed=0, bias=True):
-    y = g.MatMul(x, array(x.shape[-1], out, seed=seed))
-    return y + array(out, seed=seed + 1) if bias else y
 
 
 # -- activations --------------------------------------------------------------------------------------------------
@@ -77,195 +49,6 @@ def test_almost_gelu_is_no_gelu(half):
     g, x = graph("N", 4, 6)
     blocks, _ = seen(g, x, x * (g.Erf(x / np.float32(np.sqrt(2))) + 1.0) * half)
     assert [b.name for b in blocks] == ["elementwise: Div+Erf+Add+Mul"]
-
-
-# -- attention ----------------------------------------------------------------------------------------------------
-def cut(g, x, heads=HEADS):
-    """(N, T, D) -> (N, heads, T, d)."""
-    return g.Transpose(g.Reshape(x, [0, -1, heads, D // heads]), perm=[0, 2, 1, 3])
-
-
-def merged(g, y):
-    return dense(g, g.Reshape(g.Transpose(y, perm=[0, 2, 1, 3]), [0, -1, D]), seed=9)
-
-
-def qkv(g, x):
-    return (dense(g, x, seed=s) for s in (1, 2, 3))
-
-
-def bert(g, x, mask=None, axis=-1):
-    q, k, v = (cut(g, part) for part in qkv(g, x))
-    scores = g.MatMul(q, g.Transpose(k, perm=[0, 1, 3, 2])) / 2.0
-    return merged(g, g.MatMul(g.Softmax(scores if mask is None else mask(g, scores), axis=axis), v))
-
-
-def torch_script(g, x):
-    """One projection, Split, the root of the scale on both sides."""
-    whole = g.Transpose(g.Reshape(dense(g, x, 3 * D), [0, -1, 3, HEADS, D // HEADS]), perm=[2, 0, 3, 1, 4])
-    q, k, v = (g.Squeeze(p, [0]) for p in g.Split(whole, n_outputs=3, axis=0, num_outputs=3))
-    root = np.float32(0.5**0.5)
-    return merged(g, g.MatMul(g.Softmax(g.MatMul(q * root, g.Transpose(k, perm=[0, 1, 3, 2]) * root)), v))
-
-
-def torch_dynamo(g, x):
-    """One projection, slices, keys transposed with heads and batch as one axis."""
-    whole = g.Transpose(g.Reshape(dense(g, x, 3 * D), [0, -1, 3, HEADS, D // HEADS]), perm=[2, 0, 3, 1, 4])
-    q, k, v = (g.Squeeze(g.Slice(whole, [i], [i + 1], [0]), [0]) for i in range(3))
-    turned = g.Reshape(g.Transpose(g.Reshape(k, [-1, T, D // HEADS]), perm=[0, 2, 1]), [-1, HEADS, D // HEADS, T])
-    return merged(g, g.MatMul(g.Softmax(g.MatMul(q * 0.5, turned)), v))
-
-
-def gpt(g, x):
-    """Split of the features, a scale computed from the shape."""
-    q, k, v = (cut(g, p) for p in g.Split(dense(g, x, 3 * D), n_outputs=3, axis=-1, num_outputs=3))
-    size = g.Cast(g.Gather(g.Shape(q), 3), to=F)
-    return merged(g, g.MatMul(g.Softmax(g.MatMul(q, g.Transpose(k, perm=[0, 1, 3, 2])) / g.Sqrt(size)), v))
-
-
-def stacked(g, x):
-    """Batch and heads as one axis, as for bmm."""
-    q, k, v = (g.Reshape(cut(g, p), [-1, T, D // HEADS]) for p in qkv(g, x))
-    y = g.MatMul(g.Softmax(g.MatMul(q * 0.5, g.Transpose(k, perm=[0, 2, 1]))), v)
-    return merged(g, g.Reshape(y, [-1, HEADS, T, D // HEADS]))
-
-
-def keras(g, x):
-    """As Keras' MultiHeadAttention: projections and products by Einsum, keys first."""
-    q, k, v = (g.Reshape(dense(g, x, seed=s, bias=False), [0, -1, HEADS, D // HEADS]) + array(HEADS, D // HEADS, seed=s)
-               for s in (1, 2, 3))
-    weights = g.Softmax(g.Einsum(k, q * 0.5, equation="aecd,abcd->acbe"))
-    y = g.Einsum(weights, v, equation="acbe,aecd->abcd")
-    return g.Einsum(y, array(HEADS, D // HEADS, D), equation="abcd,cde->abe")
-
-
-def paddle(g, x):
-    """Softmax of a matrix, as opset 11 has it, between Flatten and Reshape."""
-    q, k, v = (cut(g, part) for part in qkv(g, x))
-    scores = g.MatMul(q * 0.5, g.Transpose(k, perm=[0, 1, 3, 2]))
-    return merged(g, g.MatMul(g.Reshape(g.Softmax(g.Flatten(scores, axis=3), axis=1), g.Shape(scores)), v))
-
-
-def queries_last(g, x):
-    """The scores transposed, softmax over their first axis, values on the left."""
-    q, k, v = (cut(g, part) for part in qkv(g, x))
-    weights = g.Softmax(g.MatMul(k, g.Transpose(q * 0.5, perm=[0, 1, 3, 2])), axis=-2)
-    return merged(g, g.Transpose(g.MatMul(g.Transpose(v, perm=[0, 1, 3, 2]), weights), perm=[0, 1, 3, 2]))
-
-
-SPELLINGS = {"bert": bert, "torch script": torch_script, "torch dynamo": torch_dynamo, "gpt": gpt, "bmm": stacked,
-             "keras": keras, "paddle": paddle, "queries last": queries_last}
-
-
-@pytest.mark.parametrize("name", SPELLINGS)
-def test_attention(name):
-    g, x = graph("N", T, D)
-    found = seen(g, x, SPELLINGS[name](g, x))
-    b = only(found, "attention")
-    wide = {"heads": HEADS, "width": D // HEADS, "scale": 0.5}
-    assert {k: b.facts.get(k) for k in wide} == wide
-    one = name in ("torch script", "torch dynamo", "gpt")
-    assert b.facts["projections"] == ("one layer" if one else "q, k, v")
-    assert set(b.parts) == {"query", "key", "value"}
-    assert b.x == "x"
-    assert "mask" not in b.facts
-    assert not found[1]
-
-
-@pytest.mark.parametrize("tokens", ["T", T])
-def test_open_lengths(tokens):
-    g, x = graph("N", tokens, D)
-    b = only(seen(g, x, bert(g, x)), "attention")
-    assert (b.facts["heads"], b.facts["scale"]) == (HEADS, 0.5)
-
-
-def later(g, scores):
-    return g.Where(g.const(np.tri(T, dtype=bool)), scores, np.float32(-1e9))
-
-
-MASKS = {
-    "added": (lambda g, s: s + np.triu(np.full((T, T), -1e9, np.float32), 1), {"mask": True, "causal": True}),
-    "chosen": (later, {"mask": True, "causal": True}),
-    "chosen the other way": (lambda g, s: g.Where(g.const(~np.tri(T, dtype=bool)), np.float32(-1e9), s),
-                             {"mask": True, "causal": True}),
-    "from the shape": (lambda g, s: s + g.Trilu(g.Expand(g.const(np.float32(-1e9)), g.Shape(g.Gather(s, 0, axis=0))), 1, upper=1),
-                       {"mask": True, "causal": True}),
-    "no later key": (lambda g, s: s + np.tril(np.full((T, T), -1e9, np.float32), -1), {"mask": True}),
-    "some keys": (lambda g, s: s + np.float32([0, 0, 0, -1e9, -1e9]), {"mask": True}),
-    "at run time": (lambda g, s: s + g.input("m", np.float32, ("N", 1, 1, T)), {"mask": True}),
-    "positions": (lambda g, s: s + array(1, HEADS, T, T), {"bias": True}),
-}
-
-
-@pytest.mark.parametrize("name", MASKS)
-def test_masks(name):
-    g, x = graph("N", T, D)
-    b = only(seen(g, x, bert(g, x, MASKS[name][0])), "attention")
-    assert {k: v for k, v in b.facts.items() if k in ("mask", "causal", "bias")} == MASKS[name][1]
-    assert b.facts["scale"] == 0.5
-
-
-def test_a_mask_that_is_data_too():
-    g, x = graph("N", T, D)
-    m = g.input("m", np.float32, ("N", 1, 1, T))
-    b = only(seen(g, x, bert(g, x, lambda g, s: g.Neg(m) * 1e4 + s), [m]), "attention")
-    assert b.facts["mask"]
-
-
-def summed(g, x):
-    q, k, v = (cut(g, part) for part in qkv(g, x))
-    return g.MatMul(g.Softmax(dense(g, q, T) + dense(g, k, T, seed=4)), v)
-
-
-def unvalued(g, x):
-    q, k, _ = (cut(g, part) for part in qkv(g, x))
-    return g.Softmax(g.MatMul(q, g.Transpose(k, perm=[0, 1, 3, 2]))) * 2.0
-
-
-def over_queries(g, x):
-    """Sums over the queries what was normalised over the keys."""
-    q, k, v = (cut(g, part) for part in qkv(g, x))
-    weights = g.Softmax(g.MatMul(q, g.Transpose(k, perm=[0, 1, 3, 2])))
-    return g.MatMul(g.Transpose(weights, perm=[0, 1, 3, 2]), v)
-
-
-def mixed(g, x):
-    """Softmax over keys and heads together."""
-    q, k, v = (cut(g, part) for part in qkv(g, x))
-    scores = g.Transpose(g.MatMul(q, g.Transpose(k, perm=[0, 1, 3, 2])), perm=[0, 2, 1, 3])
-    weights = g.Reshape(g.Softmax(g.Reshape(scores, [0, 0, -1])), [0, T, HEADS, T])
-    return g.MatMul(g.Transpose(weights, perm=[0, 2, 1, 3]), v)
-
-
-def added_to(g, x):
-    """A weight per token alone: attention pooling with a learned query."""
-    return g.MatMul(g.Transpose(g.Softmax(dense(g, x, 1), axis=1), perm=[0, 2, 1]), x)
-
-
-@pytest.mark.parametrize(("build", "why"), [
-    (summed, "not a product of two data tensors"), (unvalued, "not multiplied with values"),
-    (lambda g, x: bert(g, x, axis=-2), "does not sum over the axis that the softmax runs over"),
-    (over_queries, "does not sum over the axis"), (mixed, "does not run over the keys"),
-    (added_to, "made by MatMul"),
-    (lambda g, x: bert(g, x, lambda g, s: g.Relu(s)), "made by Relu"),
-])
-def test_no_attention(build, why):
-    g, x = graph("N", T, D)
-    found = seen(g, x, build(g, x))
-    assert not named(found, "attention")
-    assert why in reasons(found, "attention")
-
-
-def test_a_class_softmax_is_not_even_a_near_miss():
-    g, x = graph("N", D)
-    assert not seen(g, x, g.Softmax(dense(g, x, 3)))[1]
-
-
-def test_the_operator():
-    nodes = [node("Attention", "q k v", "y", "a", q_num_heads=3, kv_num_heads=3, is_causal=1)]
-    shape = ["N", T, D]
-    proto = model(nodes, {"q": shape, "k": shape, "v": shape}, {"y": shape}, opset=23, ir=10)
-    (b,) = [b for b in graphattr.inspect(proto)["blocks"] if b["name"] == "attention"]
-    assert b["facts"] == {"heads": 3, "width": 4, "scale": 0.5, "mask": True, "causal": True}
 
 
 # -- normalisations -----------------------------------------------------------------------------------------------
@@ -320,10 +103,6 @@ def test_layer_norm_and_what_is_none():
 
 
 # -- squeeze and excite -------------------------------------------------------------------------------------------
-def conv(g, x, out, k=1, seed=0, **attrs):
-    return g.Conv(x, array(out, x.shape[1], k, k, seed=seed), array(out, seed=seed + 1), **attrs)
-
-
 def excite(g, x, pool=None, gate=None, times=None, layers=2):
     pooled = g.GlobalAveragePool(x) if pool is None else pool(g, x)
     h = g.Relu(conv(g, pooled, 2)) if layers == 2 else pooled
@@ -365,6 +144,8 @@ def test_squeeze_and_excite(name):
     (lambda g, x: excite(g, x, gate=lambda g, s: g.Tanh(s)), "but by tanh"),
     (lambda g, x: excite(g, x, gate=lambda g, s: g.Sigmoid(s) * 2.0), "not made by a sigmoid"),
     (lambda g, x: excite(g, x, layers=1), "1 linear layer"),
+    (lambda g, x: x * g.Sigmoid(conv(g, conv(g, g.GlobalAveragePool(x), 2), 8)), "no activation between"),
+    (lambda g, x: x * g.Sigmoid(conv(g, g.Relu(conv(g, g.Tanh(g.GlobalAveragePool(x)), 2)), 8)), "passes Tanh"),
     (lambda g, x: excite(g, x, times=lambda g, x: conv(g, x, 8)), "the mean is of 'x'"),
     (lambda g, x: x * g.Sigmoid(conv(g, g.Relu(conv(g, g.GlobalAveragePool(x), 2)), 1)), "not (2, 8, 1, 1)"),
 ])
@@ -411,104 +192,6 @@ def test_no_residual_join():
     assert "computed from another" in reasons(found, "residual join")
     g, x = graph("N", 8, 5, 6)
     assert not named(seen(g, x, g.ReduceSum(g.Concat(x, g.Relu(x), axis=1), [1])), "residual join"), "no stack"
-
-
-# -- linear layers ------------------------------------------------------------------------------------------------
-def test_dense():
-    g, x = graph()
-    assert only(seen(g, x, dense(g, x)), "dense").facts == {}
-    g, x = graph()
-    assert only(seen(g, x, dense(g, x, bias=False)), "dense").facts == {"bias": False}
-    g, x = graph()
-    y = g.Reshape(dense(g, g.Reshape(x, [-1, D]), 6, bias=False), [-1, T, 6]) + array(6)
-    b = only(seen(g, x, y), "dense")
-    assert (b.facts, len(b.layers)) == ({}, 4)
-    g, x = graph()
-    y = g.Reshape(dense(g, g.Reshape(x, [-1, D]), 6, bias=False), [-1, T, 6]) + array(T, 1)
-    assert only(seen(g, x, y), "dense").facts == {"bias": False}, "a number per token is no bias"
-
-
-def test_einsum_with_a_weight():
-    g, x = graph("N", T, 3, 4)
-    assert only(seen(g, x, g.Einsum(x, array(3, 4, 6), equation="abcd,cde->abe")), "dense")
-    g, x = graph("N", T, 3, 4)
-    found = seen(g, x, g.Einsum(x, array(3, 4, 6), equation="abcd,cde->abce"))
-    assert not named(found, "dense")
-    assert "a weight of its own for each c" in reasons(found, "dense layer")
-
-
-def bn(x, y, channels=8):
-    weights = {k: np.abs(array(channels, seed=i)) + 0.5 for i, k in enumerate(("s", "b", "m", "v"))}
-    return [node("BatchNormalization", f"{x} s b m v", y, "bn")], weights
-
-
-def test_convolutions():
-    w = {"w": array(8, 3, 3, 3), "d": array(8, 1, 3, 3), "t": array(8, 2, 2, 2)}
-    nodes, held = bn("c", "h")
-    nodes = [node("Conv", "x w", "c", "conv", strides=[2, 2]), *nodes, node("Conv", "h d", "e", "deep", group=8),
-             node("ConvTranspose", "e t", "y", "up", strides=[2, 2])]
-    proto = model(nodes, {"x": ["N", 3, 17, 17]}, {"y": ["N", 2, 12, 12]}, {**w, **held})
-    found = graphattr.inspect(proto)["blocks"]
-    assert [(b["name"], b["facts"]) for b in found] == [
-        ("convolution (BatchNormalization folded)", {"kernel": "3x3", "stride": "2x2"}),
-        ("depthwise convolution", {"kernel": "3x3"}), ("transposed convolution", {"kernel": "2x2", "stride": "2x2"})]
-    kept = graphattr.inspect(proto, "lrp.epsilon", bn="pass")["blocks"]
-    assert [b["name"] for b in kept][:2] == ["convolution", "BatchNorm"]
-
-
-def test_what_is_folded():
-    """A bias that was added is no normalisation; a BatchNormalization in front of the convolution is one."""
-    w = {"w": array(8, 3, 1, 1), "bias": array(8, 1, 1)}
-    proto = model([node("Conv", "x w", "c", "conv"), node("Add", "c bias", "y", "add")], {"x": ["N", 3, 4, 4]},
-                  {"y": ["N", 8, 4, 4]}, w)
-    assert [b["name"] for b in graphattr.inspect(proto)["blocks"]] == ["convolution"]
-    nodes, held = bn("x", "h", 3)
-    proto = model([*nodes, node("Conv", "h w", "y", "conv")], {"x": ["N", 3, 4, 4]}, {"y": ["N", 8, 4, 4]}, {**w, **held})
-    assert [b["name"] for b in graphattr.inspect(proto)["blocks"]] == ["convolution (BatchNormalization folded)"]
-
-
-def patched(g, x, k=4, stride=4, tokens=True, **attrs):
-    y = conv(g, x, 6, k, strides=[stride, stride], **attrs)
-    return g.Transpose(g.Reshape(y, [0, 6, -1]), perm=[0, 2, 1]) if tokens else y
-
-
-def test_patch_embedding():
-    g, x = graph("N", 3, 16, 16)
-    joined = g.Concat(g.Expand(array(1, 1, 6), g.Concat(g.Slice(g.Shape(x), [0], [1]), [1, 1], axis=0)), patched(g, x), axis=1)
-    b = only(seen(g, x, joined + array(1, 17, 6)), "patch embedding")
-    assert b.facts == {"patch": "4x4", "width": 6, "class token": True, "positions": True}
-    g, x = graph("N", 3, 16, 16)
-    assert only(seen(g, x, patched(g, x)), "patch embedding").facts == {"patch": "4x4", "width": 6}
-    g, x = graph("N", 3, "H", "W")
-    y = g.Reshape(g.Transpose(conv(g, x, 6, 4, strides=[4, 4]), perm=[0, 2, 3, 1]), [0, -1, 6])
-    assert only(seen(g, x, y), "patch embedding")
-
-
-@pytest.mark.parametrize(("attrs", "why"), [({"stride": 2}, "overlap"), ({"pads": [1] * 4}, "padded"),
-                                            ({"tokens": False}, "not made a sequence")])
-def test_no_patch_embedding(attrs, why):
-    g, x = graph("N", 3, 16, 16)
-    found = seen(g, x, patched(g, x, **attrs))
-    assert not named(found, "patch embedding")
-    assert why in reasons(found, "patch embedding")
-
-
-def test_transposed_otherwise_is_no_sequence_of_tokens():
-    g, x = graph("N", 3, 16, 16)
-    y = conv(g, x, 6, 4, strides=[4, 4])
-    mixed_up = g.Reshape(g.Reshape(y, [0, 6, -1]), [0, 16, 6])  # the right shape, the wrong elements
-    assert not named(seen(g, x, mixed_up), "patch embedding")
-
-
-def test_channels_last():
-    g, x = graph("N", 6, 6, 3)
-    y = g.Transpose(g.Relu(conv(g, g.Transpose(x, perm=[0, 3, 1, 2]), 4)), perm=[0, 2, 3, 1])
-    found = seen(g, x, y)
-    assert only(found, "channels last to first")
-    assert only(found, "channels first to last")
-    g, x = graph("N", 6, 6, 3)
-    y = dense(g, g.Reshape(g.Transpose(x, perm=[0, 3, 1, 2]), [-1, 108]), 4)
-    assert not named(seen(g, x, y), "channels last to first"), "no convolution behind it"
 
 
 # -- embeddings and recurrent layers ------------------------------------------------------------------------------
@@ -586,3 +269,13 @@ def test_what_exporters_write(name):
     found = graphattr.inspect(EXPORTS / f"{name}.onnx")
     assert found["summary"] == SUMMARIES[name]
     assert found["misses"] == []
+
+
+def test_the_table_in_words(capsys):
+    root = [node("Mul", "x x", "q"), node("ReduceSum", "q last", "s", keepdims=1), node("Sqrt", "s", "r", "root"),
+            node("Div", "x r", "h", "divide"), node("MatMul", "h w", "y", "end")]
+    inspection_table(graphattr.inspect(model(root, weights={"last": np.array([-1]), "w": array(4, 3)})))
+    out = capsys.readouterr().out
+    for words in ("blocks: 1 square, 1 Sqrt, 1 dense", "times", "no bias",
+                  "looks like normalisation at 'root', but: 's' under the root"):
+        assert words in out
