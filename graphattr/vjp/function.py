@@ -48,8 +48,14 @@ def inline(g: Graph, n: Node) -> tuple[Value | None, ...]:
     """The outputs of the node's function body, emitted at its inputs; None for one that the body leaves out."""
     body = _body(g, n)
     env: dict[str, Value | None] = dict(zip(body.input, n.inputs, strict=False))
+    _emit(g, n, body.node, env)
+    return tuple(env.get(o) for o in body.output)
+
+
+def _emit(g: Graph, n: Node, nodes: Iterable[onnx.NodeProto], env: dict[str, Value | None]) -> None:
+    """Emit nodes of the body of n, reading `env` by name; it learns their outputs."""
     defaults = {a.name: a.default_value for a in schema_of(n.op, "", g.opset).attributes.values() if a.default_value.name}
-    for node in body.node:
+    for node in nodes:
         attrs: dict[str, Any] = {}
         for a in node.attribute:
             if a.ref_attr_name:
@@ -57,7 +63,7 @@ def inline(g: Graph, n: Node) -> tuple[Value | None, ...]:
                 if value is not None:
                     attrs[a.name] = value
             else:
-                attrs[a.name] = _value(a)
+                attrs[a.name] = _step(g, n, node, a.g, env) if a.HasField("g") else _value(a)
         if node.domain not in ("", "ai.onnx"):
             raise UnsupportedOp(
                 f"the function body of {n.op} (node {n.name!r}) uses {node.domain}:{node.op_type}, which has no derivative"
@@ -67,7 +73,21 @@ def inline(g: Graph, n: Node) -> tuple[Value | None, ...]:
             continue
         made = g.emit(node.op_type, *(env[i] if i else None for i in node.input), n_outputs=len(node.output), **attrs)
         env.update(zip(node.output, made if isinstance(made, tuple) else (made,), strict=True))
-    return tuple(env.get(o) for o in body.output)
+
+
+def _step(g: Graph, n: Node, scan: onnx.NodeProto, proto: onnx.GraphProto, env: Mapping[str, Value | None]) -> Graph:
+    """The step of a Scan over leading axes. It declares no types: a state has those of its start, what is scanned an axis less."""
+    if scan.op_type != "Scan":
+        raise UnsupportedOp(f"the function body of {n.op} (node {n.name!r}) holds a {scan.op_type}, which has no derivative there")
+    step, count = g.subgraph(proto.name), len(scan.input) - next(a.i for a in scan.attribute if a.name == "num_scan_inputs")
+    inner = dict(env)
+    for i, (name, x) in enumerate(zip((v.name for v in proto.input), (env[v] for v in scan.input), strict=True)):
+        assert x is not None
+        shape = x.shape if i < count or x.shape is None else x.shape[1:]
+        inner[name] = step.input(step.fresh(name), x.dtype, shape)
+    _emit(step, n, proto.node, inner)
+    step.outputs = [(o.name, v) for o in proto.output if (v := inner[o.name]) is not None]
+    return step
 
 
 def _body(g: Graph, n: Node) -> onnx.FunctionProto:

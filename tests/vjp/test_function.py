@@ -56,9 +56,35 @@ ATTENTIONS = [
          opsets=(24, 25), dynamic=(), dtype=np.float32),
     case("Attention within a window", attention(left_window_size=1, right_window_size=0), *QKV, opsets=(25,), dtype=np.float32),
 ]
+
+
+def recurrence(rule: str, heads: int = 2) -> Case:
+    """LinearAttention of 3 tokens with 2 states of 4 x 3; what the rule does not use is left out."""
+    decay = draw(2, 3, 8, low=-1, high=0) if "gated" in rule else None
+    beta = draw(2, 3, 2, low=0, high=1) if "delta" in rule else None
+    given = [v for v in (decay, beta) if v is not None]
+
+    def build(g: Graph, q: Any, k: Any, v: Any, state: Any, *more: Any) -> Any:
+        rest = iter(more)
+        return g.emit("LinearAttention", q, k, v, state, *(next(rest) if x is not None else None for x in (decay, beta)),
+                      n_outputs=2, q_num_heads=heads, kv_num_heads=2, update_rule=rule)
+    return case(f"LinearAttention {rule}", build, draw(2, 3, 4 * heads), draw(2, 3, 8), draw(2, 3, 6), draw(2, 2, 4, 3), *given,
+                opsets=(27,), dynamic=(), dtype=np.float32)
+
+
+def carried(*state: Any, **attrs: Any) -> Case:
+    """CausalConvWithState, with or without the past."""
+    def build(g: Graph, *x: Any) -> Any:
+        return g.emit("CausalConvWithState", *x, n_outputs=2, **attrs)
+    return case(f"CausalConvWithState {attrs}", build, draw(2, 3, 5), draw(3, 1, 3), draw(3), *state, opsets=(27,),
+                dynamic=(0, 3) if state else (0,), dtype=np.float32)
+
+
+RECURRENT = [*(recurrence(rule) for rule in ("linear", "gated", "delta")), recurrence("gated_delta", heads=4),
+             carried(activation="silu"), carried(draw(2, 3, 2))]
 ROTATED = draw(2, 2, 3, 4), draw(2, 3, 2), draw(2, 3, 2)
 CASES = [
-    *ATTENTIONS,
+    *ATTENTIONS, *RECURRENT,
     case("Attention", attention(), *QKV, opsets=(23, 24), dynamic=(0, 1, 2), dtype=np.float32),
     case("Attention with mask, scale and cap", attention(scale=0.5, softcap=2.0), *QKV, draw(3, 5),
          opsets=(23, 24), dtype=np.float32),
@@ -89,6 +115,12 @@ CASES = [
     case("NegativeLogLikelihoodLoss", lambda g, x, target: g.NegativeLogLikelihoodLoss(x, target),
          draw(3, 4), np.array([0, 3, 1])),
 ]
+
+
+@pytest.fixture(autouse=True)
+def new_opsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime runs opsets it does not know for sure (27, 28) as well."""
+    monkeypatch.setenv("ALLOW_RELEASED_ONNX_OPSET_ONLY", "0")
 
 
 @pytest.mark.parametrize(("c", "opset"), rows(CASES))
