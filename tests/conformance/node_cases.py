@@ -53,7 +53,7 @@ COUNTED = ("pass", "wrong", "refused", "crash")
 VERDICTS = (*COUNTED, "zero", "not smooth", "straight-through", "random", "cannot run")
 WORST = ("crash", "wrong", "refused", "pass", "not smooth", "zero", "straight-through", "random", "cannot run")
 STRAIGHT_THROUGH = {"QuantizeLinear", "DynamicQuantizeLinear"}
-SETTINGS = {"Resize": (1, 2), "Upsample": (1,), "Dropout": (1,)}  # inputs that say what to do: roi, scales, ratio
+SETTINGS = {"Resize": (1, 2), "Upsample": (1,), "Dropout": (1,), "OneHot": (0, 1)}  # inputs that say what to do: scales, ratio
 HUGE = 1e20  # masks are filled with such values; beside them nothing else would count
 
 
