@@ -76,9 +76,9 @@ def _emit(g: Graph, n: Node, nodes: Iterable[onnx.NodeProto], env: dict[str, Val
 
 
 def _step(g: Graph, n: Node, scan: onnx.NodeProto, proto: onnx.GraphProto, env: Mapping[str, Value | None]) -> Graph:
-    """The step of a Scan over leading axes. It declares no types: a state has those of its start, what is scanned an axis less."""
+    """The step of a Scan over leading axes. It has no types: a state has those of its start, a scanned tensor an axis less."""
     if scan.op_type != "Scan":
-        raise UnsupportedOp(f"the function body of {n.op} (node {n.name!r}) holds a {scan.op_type}, which has no derivative there")
+        raise UnsupportedOp(f"the function body of {n.op} (node {n.name!r}) holds a {scan.op_type}, not a Scan")
     step, count = g.subgraph(proto.name), len(scan.input) - next(a.i for a in scan.attribute if a.name == "num_scan_inputs")
     inner = dict(env)
     for i, (name, x) in enumerate(zip((v.name for v in proto.input), (env[v] for v in scan.input), strict=True)):
