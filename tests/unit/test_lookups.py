@@ -249,3 +249,33 @@ def test_an_input_that_does_not_matter():
     assert explanation.manifest["unaffected"] == ["token_type_ids"]
     assert not graphattr.Explainer(explanation)(bert_feeds()).scores["token_type_ids"].any()
     refused(proto, "'token_type_ids'", "does not depend on", wrt="token_type_ids")
+
+
+def test_behind_a_fused_embedding():
+    """EmbedLayerNormalization is taken apart when the model is read: words and segments are looked up by inputs."""
+    fused = onnx.helper.make_node(
+        "EmbedLayerNormalization", ["ids", "segments", "table", "places", "types", "one", "zero", "mask"],
+        ["h", "counts"], "embed", domain="com.microsoft")
+    proto = model([fused, node("Tanh", "h", "t"), node("ReduceMean", "t", "m", axes=[1], keepdims=0), node("Gemm", "m w", "y")],
+                  {k: (onnx.TensorProto.INT32, ["N", "T"]) for k in ("ids", "segments", "mask")}, domains=["com.microsoft"],
+                  weights={"table": TABLE, "places": PLACES, "types": TYPES, "w": WEIGHT, "one": np.ones(4, np.float32),
+                           "zero": np.zeros(4, np.float32)})
+    feeds = {"ids": IDS, "segments": IDS % 2, "mask": IDS * 0 + 1}
+    made = graphattr.convert(proto, "gradient_x_input", 1, wrt="tokens").manifest["tokens"]
+    assert list(made) == ["ids", "segments"]
+    named = run(proto, feeds, wrt=[made["ids"][0], made["segments"][0]])
+    for name, score in run(proto, feeds, wrt="tokens").scores.items():
+        assert np.allclose(score, named.scores[made[name][0]].sum(-1), atol=1e-6)
+        assert score.any()
+
+
+@pytest.mark.parametrize("precision", ["float32", "model"])
+@pytest.mark.parametrize("way", ["Slice", "Slice with a step", "Concat", "Split", "Gather", "Where", "Clip"])
+def test_moved_ids_in_half_precision(way, precision):
+    nodes, weights, _ = WAYS[way]
+    proto, full = (lookup(*nodes, shape=("N", 5), table=TABLE.astype(kind), **weights) for kind in (np.float16, np.float32))
+    proto.graph.node.insert(len(nodes) + 1, node("Cast", "e", "wide", to=1))
+    proto.graph.node[len(nodes) + 2].input[0] = "wide"
+    a = run(proto, IDS, wrt="tokens", precision=precision)
+    assert a.scores["ids"].dtype == np.float32
+    assert np.allclose(a.scores["ids"], run(full, IDS, wrt="tokens").scores["ids"], atol=3e-3)
