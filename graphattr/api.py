@@ -21,7 +21,8 @@ from .runtime import Attribution, Explainer
 from .source import read
 from .street import MethodLike, Model, Order, methods_of, street
 from .upgrade import MAX_OPSET, REPLACED
-from .vjp import CONSTANT, VJPS
+from .vjp import CONSTANT, CONTROL, VJPS
+from .vjp.why import WHY
 
 
 def convert(
@@ -185,25 +186,29 @@ def rules() -> list[dict[str, Any]]:
 
 
 def operators(opset: int = MAX_OPSET) -> list[dict[str, Any]]:
-    """Every operator that is known: name (with the domain of foreign ones), how it is differentiated, since which opset.
+    """Every operator that is known: name (with the domain of foreign ones), how it is differentiated, why not, since which opset.
 
     derivative: "derivative" (ours), "body" (by its ONNX function body), "rewritten" (as other operators, before anything else),
-    "zero", or "none" (refused on the path).
+    "zero", or "none" (refused on the path). why: for the last two, the reason.
     """
     standard = sorted({s.name for s in onnx.defs.get_all_schemas() if not s.domain})
-    foreign = sorted(f"{domain}:{op}" for domain, op in EDITS if domain)
+    foreign = sorted({f"{domain}:{op}" for domain, op in EDITS if domain} | {name for name in WHY if ":" in name})
     found = []
     for name in [*standard, *foreign]:
         schema = schema_of(name, "", opset) or schema_of(name, "", onnx.defs.onnx_opset_version())
-        found.append({"name": name, "derivative": _status(name, schema), "since": schema.since_version if schema else None})
+        since = schema.since_version if schema else None
+        status = "none" if since is not None and since > opset else _status(name, schema)
+        reason = f"came with opset {since}; models are read up to opset {opset}" if since and since > opset else WHY.get(name, "")
+        found.append({"name": name, "derivative": status, "why": reason if status in ("zero", "none") else "", "since": since})
     return found
 
 
 def _status(name: str, schema: Any) -> str:
-    if name in VJPS:
+    if name in VJPS or name in CONTROL:
         return "derivative"
     if name in CONSTANT:
         return "zero"
-    if ":" in name or ("", name) in EDITS or name in DEFAULTS or name in REPLACED:
+    domain, _, op = name.rpartition(":")
+    if (domain, op) in EDITS or name in DEFAULTS or name in REPLACED:
         return "rewritten"
     return "body" if schema is not None and (schema.has_function or schema.has_context_dependent_function) else "none"

@@ -1,4 +1,4 @@
-"""Shape arithmetic: the elements of small integer tensors, followed through Shape, Gather, Concat, Mul ... as far as known."""
+"""Shape arithmetic: the elements of small integer and boolean tensors, followed through Shape, Gather, Mul ... as far as known."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ Content: TypeAlias = tuple[Dim, ...] | int | str | None
 
 def content_of(array: np.ndarray[Any, Any]) -> Content:
     """Elements of a small integer array, as shape arithmetic sees them."""
-    if array.dtype.kind not in "iu" or array.ndim > 1 or array.size > 64:
+    if array.dtype.kind not in "iub" or array.ndim > 1 or array.size > 64:
         return None
-    return int(array) if array.ndim == 0 else tuple(int(v) for v in array)
+    found: Content = array.tolist() if array.ndim == 0 else tuple(array.tolist())
+    return found
 
 
 def content_after(op: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any]) -> Content:
@@ -88,6 +89,30 @@ def _arith(f: Any, unit: int, commutes: bool) -> Any:
     return _elementwise(one)
 
 
+def _same(p: Dim, q: Dim) -> bool | None:
+    if isinstance(p, int) and isinstance(q, int):
+        return p == q
+    return True if p is not None and p == q else None
+
+
+def _compare(f: Any) -> Any:
+    return _elementwise(lambda p, q: f(_int(p), _int(q)))
+
+
+def _truth(v: Any) -> bool:
+    if not isinstance(v, bool):
+        raise TypeError("not known to be true or false")
+    return v
+
+
+def _cast(v: Any, to: Any) -> Any:
+    if isinstance(v, tuple):
+        return tuple(_cast(e, to) for e in v)
+    if to == 9:
+        return bool(v) if isinstance(v, int) else None
+    return (int(v) if isinstance(v, bool) else v) if to in (6, 7) else None
+
+
 def _div(p: int, q: int) -> int:
     return int(p / q) if (p < 0) != (q < 0) else p // q
 
@@ -99,7 +124,15 @@ _ARITHMETIC: dict[str, Any] = {
     "Unsqueeze": lambda a, _: (a[0],) if isinstance(a[0], int | str) else None,
     "Squeeze": lambda a, _: a[0][0] if isinstance(a[0], tuple) and len(a[0]) == 1 else a[0],
     "Identity": lambda a, _: a[0],
-    "Cast": lambda a, attrs: a[0] if attrs.get("to") in (6, 7) else None,
+    "Cast": lambda a, attrs: _cast(a[0], attrs.get("to")),
+    "Equal": _elementwise(_same),
+    "Greater": _compare(lambda p, q: p > q),
+    "Less": _compare(lambda p, q: p < q),
+    "GreaterOrEqual": _compare(lambda p, q: p >= q),
+    "LessOrEqual": _compare(lambda p, q: p <= q),
+    "Not": lambda a, _: not _truth(a[0]),
+    "And": _elementwise(lambda p, q: _truth(p) and _truth(q)),
+    "Or": _elementwise(lambda p, q: _truth(p) or _truth(q)),
     "Add": _arith(lambda p, q: p + q, 0, True),
     "Sub": _arith(lambda p, q: p - q, 0, False),
     "Mul": _arith(lambda p, q: p * q, 1, True),

@@ -15,7 +15,7 @@ from .graph import Graph, Node, Value
 from .kinds import CONVOLUTIONS, GATES, QUANTISERS, divisor, kind_of
 from .normalisations import Norm, norm_regions
 from .signs import nonnegative
-from .vjp import data_inside, data_outputs, depends, has_vjp, is_constant, is_control
+from .vjp import data_inside, data_outputs, depends, has_vjp, is_constant, is_control, scanned_inside
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +63,7 @@ class LayerGraph:
     topology: nx.MultiDiGraph
     roots: tuple[Value, ...]
     nonnegative: frozenset[Value]
+    plain: frozenset[Value]
     prefix: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)
 
@@ -110,20 +111,8 @@ class LayerGraph:
         return path[::-1]
 
     def at_input(self, layer: Layer) -> bool:
-        """Whether the layer's data comes from the roots through reshape-like and quantising layers only; never so in a body."""
-        if self.graph.parent is not None:
-            return False
-        made = self.made
-        seen, stack = set(), list(layer.xs)
-        while stack:
-            x = stack.pop()
-            if x in seen or (x in self.roots and x not in made):
-                continue
-            seen.add(x)
-            if x not in made or (made[x].kind != "structure" and made[x].op not in QUANTISERS):
-                return False
-            stack.extend(made[x].xs)
-        return True
+        """Whether the layer's data comes from the roots through reshape-like and quantising layers only."""
+        return all(x in self.plain for x in layer.xs)
 
     def gate(self, layer: Layer, ops: Collection[str] = GATES) -> int | None:
         """Which operand of a product is the gate: the only one that one of `ops`, or 1 minus it, makes; else None."""
@@ -141,10 +130,13 @@ class LayerGraph:
         return divisor(self.graph, layer.nodes[0])
 
 
-def to_layers(g: Graph, roots: Sequence[Value], keep: Iterable[Value] = (), prefix: str = "") -> LayerGraph:
+def to_layers(
+    g: Graph, roots: Sequence[Value], keep: Iterable[Value] = (), prefix: str = "", plain: Collection[Value] | None = None
+) -> LayerGraph:
     """See the graph as layers. What depends on `roots` is data; tensors in `keep` stay visible between layers.
 
-    `prefix` begins the names of all layers: it is put before those that do not begin so.
+    `prefix` begins the names of all layers: it is put before those that do not begin so. `plain`: what comes straight from the
+    model's input; by default the roots that depend on no other root.
     """
     data = depends(g.nodes, roots)
     kept = set(keep) | {v for _, v in g.outputs}
@@ -159,6 +151,7 @@ def to_layers(g: Graph, roots: Sequence[Value], keep: Iterable[Value] = (), pref
     taken |= {id(n) for nodes in regions.values() for n in nodes[:-1]} - set(norms)
     layers: list[Layer] = []
     names: set[str] = set()
+    reached = set(plain) if plain is not None else {v for v in roots if not _follows(g.producer(v), data)}
     for node in g.nodes:
         if id(node) in taken or is_constant(node) or not any(v in data for v in node.uses):
             continue
@@ -170,21 +163,31 @@ def to_layers(g: Graph, roots: Sequence[Value], keep: Iterable[Value] = (), pref
         taken.update(id(n) for n in layer.nodes)
         if prefix or is_control(node):
             name = layer.name if layer.name.startswith(prefix) else prefix + layer.name
-            layer = dataclasses.replace(layer, name=name, bodies=_bodies(node, data, prefix))
+            layer = dataclasses.replace(layer, name=name, bodies=_bodies(node, data, prefix, reached))
         if layer.name in names:  # nodes of a file may share a name, or have none; tensors may not
             layer = dataclasses.replace(layer, name=next(n for n in _candidates(layer) if n not in names))
         names.add(layer.name)
         layers.append(layer)
-    return LayerGraph(g, tuple(layers), _topology(layers), tuple(roots), nonnegative(g), prefix, refused)
+        if (layer.kind == "structure" or layer.op in QUANTISERS) and all(x in reached for x in layer.xs):
+            reached.update(layer.ys)
+    return LayerGraph(g, tuple(layers), _topology(layers), tuple(roots), nonnegative(g), frozenset(reached), prefix, refused)
 
 
-def _bodies(node: Node, data: set[Value], prefix: str) -> dict[str, LayerGraph]:
+def _follows(node: Node | None, data: set[Value]) -> bool:
+    return node is not None and any(v in data for v in node.uses)
+
+
+def _bodies(node: Node, data: set[Value], prefix: str, plain: set[Value]) -> dict[str, LayerGraph]:
     """The layers inside an If, Loop or Scan: named <node>/<layer>, in branches <node>/then/<layer> and <node>/else/<layer>."""
     if not is_control(node):
         return {}
     bodies = {k: a for k, a in node.attrs.items() if isinstance(a, Graph)}
-    ways = {k: "" if len(bodies) == 1 else f"{k.removesuffix('_branch')}/" for k in bodies}
-    return {k: to_layers(b, data_inside(node, b, data), prefix=f"{prefix}{node.name}/{ways[k]}") for k, b in bodies.items()}
+    found: dict[str, LayerGraph] = {}
+    for attr, body in bodies.items():
+        way = "" if len(bodies) == 1 else f"{attr.removesuffix('_branch')}/"
+        here = plain | {v for v, x in scanned_inside(node, body) if x in plain}
+        found[attr] = to_layers(body, data_inside(node, body, data), (), f"{prefix}{node.name}/{way}", here)
+    return found
 
 
 def _activation(nodes: Sequence[Node], data: set[Value]) -> Layer:

@@ -16,7 +16,7 @@ from .export import Explanation, read_manifest
 from .graph import Array, Graph, Value
 from .infer import read_type, shape_text
 from .layers import Layer, LayerGraph, to_layers
-from .method import Bound, Method, binder
+from .method import Bound, Method, binder, with_bodies
 from .runtime import Explainer, open_session
 from .source import Source, read
 from .targets import attributed, data_roots, explained_output
@@ -40,9 +40,9 @@ def look(
     path = graph.between(tensors, [explained.y]) if explained and tensors else []
     if explained and tensors and not path:
         problems.append(f"output {explained.name!r} does not depend on {', '.join(repr(v.name) for v in tensors)}")
-    on_path = {layer.name for layer in path}
+    on_path = {layer.name for layer in with_bodies(path)}
     bind = binder(graph, method, path) if method is not None else None
-    rows = [_row(layer, layer.name in on_path, bind, problems) for layer in graph.layers]
+    rows = [_row(layer, layer.name in on_path, bind, problems) for _, layer in graph.walk()]
     blocks, misses = recognise(graph, canonical)
     in_block = labels(blocks)
     covered = sum(r["on_path"] and r["problem"] is None for r in rows)
@@ -122,7 +122,7 @@ def text_of(value: Any) -> str:
     if isinstance(value, LayerGraph):
         return "\n".join(
             f"{x.name}  {x.op}  {x.kind}  {', '.join(v.name for v in x.xs)} -> {', '.join(v.name for v in x.ys)}"
-            for x in value.layers
+            for _, x in value.walk()
         )
     if isinstance(value, list):  # one plan per method
         return "\n\n".join(map(text_of, value))

@@ -260,15 +260,15 @@ def _listed(v: Any) -> list[Any]:
 def plan(graph: LayerGraph, method: Method, path: Sequence[Layer], strict: bool = True) -> dict[str, Bound]:
     """The rule of each layer on the path. What has none raises, unless strict=False falls back to the gradient and says so."""
     bind = binder(graph, method, path)
-    return {layer.name: bind(layer, strict) for layer in _with_bodies(path)}
+    return {layer.name: bind(layer, strict) for layer in with_bodies(path)}
 
 
-def _with_bodies(path: Iterable[Layer]) -> Iterator[Layer]:
+def with_bodies(path: Iterable[Layer]) -> Iterator[Layer]:
     """The layers of a path, each before those on the path through its bodies."""
     for layer in path:
         yield layer
         for body in layer.bodies.values():
-            yield from _with_bodies(body.path)
+            yield from with_bodies(body.path)
 
 
 def binder(graph: LayerGraph, method: Method, path: Sequence[Layer]) -> Callable[[Layer, bool], Bound]:

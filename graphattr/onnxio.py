@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from .branches import decided, taken
 from .errors import ModelError
 from .graph import Array, Graph, Node, Value
 from .infer import Shape, make_attribute, read_type, schema_of
@@ -44,8 +45,9 @@ def freeze(table: Table, instead: Instead | None = None) -> Graph:
     """The table's content as a Graph, with ONNX's own types; names are the file's. `instead` may write a node otherwise."""
     proto = table.model.graph
     g = Graph(table.opset, proto.name or "graph")
-    g.reserve([t.name for t in proto.initializer] + [name for n in proto.node for name in (n.name, *n.output)])
+    g.reserve([t.name for t in proto.initializer] + [name for n in _with_inner(proto) for name in (n.name, *n.output)])
     types = {v.name: _declared(v) for v in [*proto.input, *proto.value_info, *proto.output]}
+    held = {t.name: t for t in proto.initializer}
     env: dict[str, Value] = {}
     for t in table.surgeon.inputs:
         env[t.name] = g.input(t.name, *types[t.name])
@@ -53,15 +55,26 @@ def freeze(table: Table, instead: Instead | None = None) -> Graph:
         for t in node.inputs:
             if t.name and t.name not in env and getattr(t, "_values", None) is not None:
                 env[t.name] = _constant(g, t, table)
-        _record(g, node, table.protos.get(id(node)), env, types, table, instead)
+        node_proto = table.protos.get(id(node))
+        for name in captured(node_proto) if node_proto is not None else ():
+            if name in held and name not in env:
+                env[name] = _stored(g, held[name], table.source.folder)
+        _record(g, node, node_proto, env, types, table, instead)
     for info in proto.output:
         if info.name not in env:
-            held = next((t for t in proto.initializer if t.name == info.name), None)
-            if held is None:
+            if info.name not in held:
                 raise ModelError(f"no node, input or initialiser makes the graph output {info.name!r}")
-            env[info.name] = _stored(g, held, table.source.folder)
+            env[info.name] = _stored(g, held[info.name], table.source.folder)
         g.outputs.append((info.name, env[info.name]))
     return g
+
+
+def _with_inner(proto: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """All nodes, those of bodies too."""
+    for node in proto.node:
+        yield node
+        for a in node.attribute:
+            yield from _with_inner(a.g)
 
 
 def _in_order(table: Table) -> list[Any]:
@@ -113,13 +126,17 @@ def _record(
     instead: Instead | None,
 ) -> None:
     outputs = [t.name for t in node.outputs]
-    attrs = _attributes(g, proto.attribute, env, table) if proto is not None else dict(node.attrs)
-    if node.op == "Constant" and not node.domain:
-        env[outputs[0]] = _constant_node(g, outputs[0], attrs, table)
-        return
     inputs = [env[t.name] if t.name else None for t in node.inputs]
     while inputs and inputs[-1] is None:
         inputs.pop()
+    attrs = _attributes(g, proto.attribute, env, table, inputs) if proto is not None else dict(node.attrs)
+    if node.op == "Constant" and not node.domain:
+        env[outputs[0]] = _constant_node(g, outputs[0], attrs, table)
+        return
+    way = decided(inputs[0]) if node.op == "If" and inputs else None
+    if way is not None:
+        env.update(zip(outputs, taken(g, attrs["then_branch" if way else "else_branch"], outputs), strict=False))
+        return
     name = node.name or next((o for o in outputs if o), node.op)
     made: Sequence[Value] | None = None
     if instead is not None and node.domain in (None, "", "ai.onnx"):
@@ -129,11 +146,13 @@ def _record(
     env.update((v.name, v) for v in made if v.name)
 
 
-def _attributes(g: Graph, attributes: Any, env: Mapping[str, Value], table: Table) -> dict[str, Any]:
+def _attributes(
+    g: Graph, attributes: Any, env: Mapping[str, Value], table: Table, inputs: Sequence[Value | None] = ()
+) -> dict[str, Any]:
     decoded: dict[str, Any] = {}
     for a in attributes:
         if a.type == onnx.AttributeProto.GRAPH:
-            decoded[a.name] = _body(g, a.g, env, table)
+            decoded[a.name] = _body(g, a.g, env, table, inputs)
         elif a.type in (
             onnx.AttributeProto.FLOAT,
             onnx.AttributeProto.INT,
@@ -164,23 +183,29 @@ def _constant_node(g: Graph, name: str, attrs: Mapping[str, Any], table: Table) 
     )
 
 
-def _body(g: Graph, proto: onnx.GraphProto, outer: Mapping[str, Value], table: Table) -> Graph:
+def _body(
+    g: Graph, proto: onnx.GraphProto, outer: Mapping[str, Value], table: Table, inputs: Sequence[Value | None]
+) -> Graph:
     """A Loop, If or Scan body: its own tape, reading the outer one. Its constants belong to the outermost graph."""
     body, root = Graph(g.opset, proto.name, g), g
     while root.parent is not None:
         root = root.parent
     types = {v.name: _declared(v) for v in [*proto.input, *proto.value_info, *proto.output]}
+    for v, x in zip(proto.input, inputs, strict=False):
+        if types[v.name][0] is None and x is not None:  # a body may leave it to the node what it is given
+            types[v.name] = (x.dtype, types[v.name][1])
     env = dict(outer)
     env.update((t.name, _stored(root, t, table.source.folder, root.fresh(t.name))) for t in proto.initializer)
     env.update((v.name, body.input(v.name, *types[v.name])) for v in proto.input)
     for node in proto.node:
-        attrs = _attributes(body, node.attribute, env, table)
+        read = [env[i] if i else None for i in node.input]
+        attrs = _attributes(body, node.attribute, env, table, read)
         if node.op_type == "Constant" and not node.domain:
             env[node.output[0]] = _constant_node(root, root.fresh(node.output[0]), attrs, table)
             continue
         made = body.record(
             node.op_type,
-            [env[i] if i else None for i in node.input],
+            read,
             list(node.output),
             attrs,
             node.name or node.output[0],

@@ -19,12 +19,13 @@ from . import (  # noqa: F401  (registration)
     shape,
     spectral,
 )
-from .control import data_inside, pull_control
+from .control import data_inside, pull_control, scanned_inside
 from .norm import FROZEN
-from .registry import CONSTANT, VJPS, data_outputs, depends, fit, has_vjp, is_constant, is_control, pull, pullback, total, vjp
+from .registry import CONSTANT, CONTROL, VJPS, data_outputs, depends, fit, has_vjp, is_constant, is_control, pull, pullback, total, vjp
 
 __all__ = [
     "CONSTANT",
+    "CONTROL",
     "FROZEN",
     "VJPS",
     "data_inside",
@@ -37,6 +38,7 @@ __all__ = [
     "pull",
     "pull_control",
     "pullback",
+    "scanned_inside",
     "total",
     "vjp",
 ]

@@ -244,6 +244,12 @@ def data_inside(node: Node, body: Graph, data: Collection[Value]) -> list[Value]
         roots += more
 
 
+def scanned_inside(node: Node, body: Graph) -> list[tuple[Value, Value]]:
+    """(a body's input, what a Scan cuts into slices for it)."""
+    n = len(node.inputs) - int(node.attrs["num_scan_inputs"]) if node.op == "Scan" else len(node.inputs)
+    return [(v, x) for v, x in zip(body.inputs[n:], node.inputs[n:], strict=False) if x is not None]
+
+
 def _shown(body: Graph) -> list[Value]:
     return [v for _, v in body.outputs]
 
