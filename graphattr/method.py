@@ -17,6 +17,7 @@ from .foreign import why_foreign
 from .layers import Layer, LayerGraph
 from .recurrent import obstacle
 from .rule import KINDS, REGISTRY, Rule, Step, describe, load_rules
+from .vjp.why import WHY
 
 POSITIONS = ("first", "last", "input")
 WHERE = ("kind", "op", "name", "position", "given")
@@ -330,6 +331,8 @@ def _unsupported(graph: LayerGraph, path: Sequence[Layer], layer: Layer) -> str:
     domain = f"{node.domain}:" if node.domain not in ("", "ai.onnx") else ""
     reason = None if domain else obstacle(node.op, node.inputs, node.attrs)
     reason = why_foreign(graph.graph, node) if domain else reason
+    known = WHY.get(f"{domain}{node.op}")
+    reason = reason or (f"it {known}" if known else None)
     reason = f": {reason}" if reason else ""
     return (
         f"no derivative for operator {domain}{node.op} (node {layer.name!r}, opset {graph.graph.opset}), which lies on the path "

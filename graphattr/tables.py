@@ -108,9 +108,9 @@ def ledger_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def catalogue_table(what: str, entries: Sequence[Mapping[str, Any]]) -> None:
     if what == "operators":
-        table = _table("operator", "derivative", "since opset")
+        table = _table("operator", "derivative", "since opset", "why")
         for e in entries:
-            table.add_row(e["name"], e["derivative"], str(e["since"] or ""))
+            table.add_row(e["name"], e["derivative"], str(e["since"] or ""), Text(e["why"]))
     else:
         table = _table(what[:-1], "summary", "parameters ")
         for e in entries:

@@ -22,6 +22,7 @@ import numpy as np
 from ..errors import UnsupportedOp, did_you_mean
 from ..graph import Graph, Node, Value
 from ..infer import schema_of
+from .why import WHY
 
 Vjp = Callable[..., Sequence[Value | None]]
 Pairs = list[tuple[Value, Value]]  # (value, its cotangent)
@@ -100,9 +101,9 @@ def vjp_of(g: Graph, node: Node) -> Vjp:
 
             return through_body
     domain = f"{node.domain}:" if node.domain not in ("", "ai.onnx") else ""
-    raise UnsupportedOp(
-        f"no derivative for operator {domain}{node.op} (node {node.name!r}, opset {g.opset}){did_you_mean(node.op, VJPS)}"
-    )
+    known = WHY.get(f"{domain}{node.op}")
+    hint = f": it {known}" if known else did_you_mean(node.op, VJPS)
+    raise UnsupportedOp(f"no derivative for operator {domain}{node.op} (node {node.name!r}, opset {g.opset}){hint}")
 
 
 def is_control(node: Node) -> bool:

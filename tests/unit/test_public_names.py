@@ -11,7 +11,7 @@ import pytest
 
 import graphattr
 from graphattr import cli, errors, rule
-from graphattr.vjp import CONSTANT, VJPS
+from graphattr.vjp import CONSTANT, CONTROL, VJPS
 
 PYTHON_TWINS = {"convert", "explain", "inspect", "verify", "methods", "rules", "operators"}
 CONTRACT = {"convert", "explain", "inspect", "methods", "rules", "operators", "verify", "Explainer", "GraphattrError"}
@@ -98,10 +98,19 @@ def test_catalogues_agree_with_the_registries():
     assert all(len(r["summary"]) > 5 and r["kinds"] and r["origin"] for r in rules)
     assert {r["name"] for r in rules} == set(rule.REGISTRY.rules)
     status = {o["name"]: o["derivative"] for o in graphattr.operators()}
-    assert {n for n, s in status.items() if s == "derivative"} == {n for n in VJPS if n in status}
+    assert {n for n, s in status.items() if s == "derivative"} == {n for n in (*VJPS, *CONTROL) if n in status}
     assert {n for n, s in status.items() if s == "zero"} == {n for n in CONSTANT if n in status}
     assert set(status.values()) == {"derivative", "zero", "body", "rewritten", "none"}
     assert status["LSTM"] == status["com.microsoft:FusedConv"] == "rewritten"
+
+
+def test_every_operator_without_a_derivative_says_why():
+    for o in graphattr.operators():
+        assert bool(o["why"]) == (o["derivative"] in ("zero", "none")), o
+    known = {o["name"]: o for o in graphattr.operators()}
+    assert "text" in known["StringSplit"]["why"]
+    assert known["ai.onnx.ml:TreeEnsembleRegressor"]["derivative"] == "none"
+    assert "opset 27" in known["LinearAttention"]["why"]
 
 
 @pytest.mark.parametrize("entry", graphattr.methods(), ids=lambda m: m["name"])
