@@ -60,6 +60,8 @@ def explain_files(
             item = text_item(texts or read_texts(Path(file)), file, vocabulary, types)
         else:
             item = read_input(file, pre, shape or (), dtype or np.float32)
+        if item.rate:
+            say(f"{file}: {item.rate:g} samples per second, taken as they are: {len(item.array)} x {item.array.shape[1:]}")
         feeds = item.feeds(own)
         a = explainer(feeds, _runtime_target(explainer, target))
         yield Sheet(file, out / label, item, feeds, a, explainer.manifest, pre, names, vocabulary).report(top)

@@ -174,7 +174,7 @@ class Sheet:
     def _save_page(self, tokens: Sequence[Mapping[str, Any]]) -> Path:
         from .render import page
 
-        html = page(passages(tokens), Path(self.file).name, f"{self.manifest['method']} · {self.manifest['output']}")
+        html = page(passages(tokens), Path(self.file).name, f"{self.manifest['method']} of the output {self.manifest['output']}")
         return _write(self.start.with_name(f"{self.start.name}.html"), html.encode())
 
 

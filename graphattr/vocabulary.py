@@ -99,5 +99,6 @@ def spelled(words: Sequence[str]) -> list[tuple[str, str]]:
         begins = word.startswith(BLANKS) if marks_begin else not continues
         piece = word[1:] if word.startswith(BLANKS) else word[len(GLUE):] if continues else word
         piece = "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}" if piece in NEWLINES else piece
-        pieces.append((" " if begins and k else "", piece))
+        shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in piece)  # a terminal would obey escapes
+        pieces.append((" " if begins and k else "", shown))
     return pieces

@@ -93,7 +93,7 @@ def page(passages: Sequence[Passage], title: str, subtitle: str = "") -> str:
 
 def _figure(passage: Passage) -> str:
     what, _, rest = passage.caption.partition(DOT)
-    said = f"<b>{escape(what)}</b>" + escape(DOT + rest if rest else "")
+    said = f"<b>{escape(what)}</b>" + escape(f"{DOT}score {rest}" if rest else "")
     note = f"full colour at {passage.scale:.3g}, sum {signed(float(np.sum(passage.scores)))}"
     line = "".join(
         f"{escape(before)}<span{_style(ink, paper)} title=\"{escape(number)}\">{escape(piece)}</span>"

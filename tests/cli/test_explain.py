@@ -119,8 +119,10 @@ def test_explain_signals(run, tmp_path):
     assert run("explain", "s.onnx", "s.npy", "-o", "res")[0] == 0
     assert sorted(os.listdir("res")) == ["s.0.png", "s.1.png", "s.npz"]
     written(tmp_path / "a.wav", np.sin(np.linspace(0, 99, 250)))
-    code, out, _ = run("explain", "t.onnx", "a.wav", "-o", "wav", "--json")
+    code, out, err = run("explain", "t.onnx", "a.wav", "-o", "wav", "--json")
     assert code == 0
+    assert "8000 samples per second" in err
+    assert "3 x (1, 100)" in err
     assert json.loads(out)["samples"] == 3
     assert sorted(os.listdir("wav")) == ["a.0.png", "a.1.png", "a.2.png", "a.npz"]
     assert Image.open("wav/a.0.png").width == Image.open("res/s.0.png").width

@@ -98,7 +98,7 @@ def test_colours_on_the_terminal_and_numbers_without():
     (["[CLS]", "un", "##like", "##ly", "##", "x"], "[CLS] unlikely ## x"),
     (["\u2581Hel", "lo", "\u2581you", "</s>"], "Hello you</s>"),
     (["The", "\u0120cat", "s", "\u010a", "\u0120a"], "The cats↵ a"),
-    (["12", "7"], "12 7"), ([], "")])
+    (["12", "7"], "12 7"), (["\x1b[31m", "a\rb"], "\ufffd[31m a\ufffdb"), ([], "")])
 def test_pieces_of_words_are_joined(words, want):
     assert "".join(before + piece for before, piece in spelled(words)) == want
 
