@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from onnx import ModelProto, NodeProto
+import numpy as np
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from ..graph import Graph, Node
 from ..rewrite import Book, Edit, Pen, Stay, edit, scopes
@@ -31,6 +32,8 @@ def standardise(model: ModelProto) -> ModelProto:
     passes = 0
     while _pass(out, floats):       # once more: a rewritten node's output has a type, which the next may have missed
         passes += 1
+    if passes:
+        _settle(out)
     return out if passes else model
 
 
@@ -56,6 +59,24 @@ def _pass(model: ModelProto, floats: dict[str, str]) -> bool:
 
     edit(model.graph.node, change)
     return changed
+
+
+def _settle(model: ModelProto) -> None:
+    """A number cast to the type of a tensor that had none yet is a plain number now: `composites` looks for those."""
+    book = Book(model)
+
+    def change(node: NodeProto) -> list[NodeProto]:
+        held = book.constant(node.input[0]) if node.op_type == "CastLike" and not node.domain else None
+        kind = book.dtype(node.input[1]) if held is not None else 0
+        if held is None or not kind:
+            return [node]
+        pen = Pen(book, node, default_opset(model) or 17)
+        with np.errstate(over="ignore"):
+            value = numpy_helper.from_array(held.astype(helper.tensor_dtype_to_np_dtype(kind)), node.output[0])
+        pen("Constant", out=node.output[0], value=value)
+        return pen.nodes
+
+    edit(model.graph.node, change)
 
 
 def _calls(node: NodeProto) -> bool:

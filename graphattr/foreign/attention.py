@@ -30,10 +30,10 @@ def attention(pen: Pen, n: NodeProto) -> None:
     """q, k, v = x w + b in one product; mask, past and bias as in `_merged`."""
     x, w, b, mask, past, bias, length = padded(n.input, 7)
     refuse_buffers(n, length)
-    float_type(pen, x)
+    float_type(pen, w)
     sizes = list(attribute(n, "qkv_hidden_sizes", [])) or thirds(width_of(pen, w, -1, "weights"))
     y = pen("MatMul", x, w)
-    _merged(pen, n, x, pen("Add", y, b) if b else y, sizes, mask, past, bias)
+    _merged(pen, n, w, pen("Add", y, b) if b else y, sizes, mask, past, bias)
 
 
 def qattention(pen: Pen, n: NodeProto) -> None:

@@ -31,9 +31,10 @@ def _embedded(pen: Pen, n: NodeProto, ids: tuple[str, str, str], tables: tuple[s
         rows = pen("Slice", position, ints(pen, [0], "start"), size(pen, words, 1), ints(pen, [0], "axes"))
     else:
         rows = pen("Gather", position, places, axis=0)
-    total = pen("Add", pen("Gather", word, words, axis=0), rows, out=None if segment else outputs[2] or None)
+    total = pen("Gather", word, words, axis=0)
     if segment:
-        total = pen("Add", total, pen("Gather", segment, segments, axis=0), out=outputs[2] or None)
+        total = pen("Add", total, pen("Gather", segment, segments, axis=0))
+    total = pen("Add", total, rows, out=outputs[2] or None)
     pen("LayerNormalization", total, *norm, out=outputs[0], axis=-1, epsilon=attribute(n, "epsilon", 1e-12))
     if outputs[1]:
         free = pen("Equal", mask, pen.const(1, "one", np.int32)) if mask else pen("Less", words, words)

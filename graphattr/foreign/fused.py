@@ -198,10 +198,20 @@ def _root_mean_square(pen: Pen, x: str, scale: str, axes: list[int], epsilon: fl
 
 
 def _skip_sum(pen: Pen, n: NodeProto, bias: str) -> str:
+    """The bias belongs to the side that a MatMul makes, where one does: there it was before it was fused."""
     total = n.output[3] if len(n.output) > 3 and n.output[3] else None
+    sides = list(n.input[:2])
     if not bias:
-        return pen("Add", n.input[0], n.input[1], out=total)
-    return pen("Add", pen("Add", n.input[0], n.input[1]), bias, out=total)
+        return pen("Add", *sides, out=total)
+    made = [i for i in (0, 1) if _is_product(pen, sides[i])]
+    if len(made) != 1:
+        return pen("Add", pen("Add", *sides), bias, out=total)
+    sides[made[0]] = pen("Add", sides[made[0]], bias)
+    return pen("Add", *sides, out=total)
+
+
+def _is_product(pen: Pen, x: str) -> bool:
+    return any(x in node.output for node in pen.book.model.graph.node if "MatMul" in node.op_type)
 
 
 def _reads(pen: Pen, n: NodeProto, *outputs: int) -> bool:
