@@ -12,6 +12,7 @@ from typing import Any
 
 import networkx as nx
 
+from . import sequences
 from .errors import MethodError, UnsupportedOp, did_you_mean
 from .foreign import why_foreign
 from .layers import Layer, LayerGraph
@@ -329,7 +330,7 @@ def _matching(layers: Sequence[tuple[LayerGraph, Layer]], line: Assign, params: 
 def _unsupported(graph: LayerGraph, path: Sequence[Layer], layer: Layer) -> str:
     node = layer.nodes[0]
     domain = f"{node.domain}:" if node.domain not in ("", "ai.onnx") else ""
-    reason = None if domain else obstacle(node.op, node.inputs, node.attrs)
+    reason = None if domain else obstacle(node.op, node.inputs, node.attrs) or sequences.obstacle(node.op)
     reason = why_foreign(graph.graph, node) if domain else reason
     known = WHY.get(f"{domain}{node.op}")
     reason = reason or (f"it {known}" if known else None)

@@ -44,16 +44,19 @@ class Book:
         return new
 
     @cached_property
+    def inferred(self) -> ModelProto:
+        """The model without its weights, with the types that ONNX infers."""
+        try:
+            return onnx.shape_inference.infer_shapes(without_weights(self.model))
+        except Exception:       # a model that inference cannot follow: every edit has a way without types
+            return self.model
+
+    @cached_property
     def types(self) -> dict[str, tuple[int, Dims | None]]:
         """Tensor -> (element type, dims or None), as far as ONNX infers them without the weights."""
-        thin = without_weights(self.model)
-        try:
-            thin = onnx.shape_inference.infer_shapes(thin)
-        except Exception:       # a model that inference cannot follow: every edit has a way without types
-            thin = self.model
         found = {t.name: (t.data_type, tuple(t.dims)) for t in tensors_of(self.model.graph)}
         table: dict[str, tuple[int, Dims | None]] = {**found}
-        for _, graph in scopes(thin):
+        for _, graph in scopes(self.inferred):
             for v in (*graph.input, *graph.output, *graph.value_info) if graph is not None else ():
                 if v.type.HasField("tensor_type"):
                     table.setdefault(v.name, (v.type.tensor_type.elem_type, _dims(v)))

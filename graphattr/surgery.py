@@ -20,6 +20,7 @@ from .errors import ModelError
 from .foreign import standardise
 from .graph import Array
 from .rewrite import scopes
+from .sequences import resolve
 from .source import Source, array_of
 from .tensors import dense
 from .upgrade import upgrade
@@ -128,7 +129,7 @@ def maker(tensor: Any) -> Any:
 
 
 def load(source: Source) -> Table:
-    """Lay the model on the table: local functions inlined, opset >= 17, foreign operators rewritten, weights unread."""
+    """Lay the model on the table: local functions inlined, opset >= 17, no foreign operators or sequences, weights unread."""
     import onnx_graphsurgeon as gs
     from onnx.inliner import inline_local_functions
 
@@ -136,7 +137,7 @@ def load(source: Source) -> Table:
     if len(model.functions):
         model = inline_local_functions(model, convert_version=False)
     own = source.path is not None  # read here: nobody else holds it, and the weights need no second copy
-    model = standardise(upgrade(model, in_place=own))
+    model = resolve(standardise(upgrade(model, in_place=own)))
     with warnings.catch_warnings(), gs.logger.G_LOGGER.suppress():  # it prints to stdout
         warnings.simplefilter("ignore")
         try:
