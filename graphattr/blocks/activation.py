@@ -11,6 +11,7 @@ import numpy as np
 
 from ..composites import COMPARES
 from ..graph import Array, Node, Value
+from ..kinds import QUANTISERS
 from ..layers import Layer
 from .block import Block, Miss, View, block
 from .probe import evaluate
@@ -19,7 +20,6 @@ GRID = np.linspace(-8.0, 8.0, 257)
 TOLERANCE = 1e-4
 MOST_CONSTANTS = 3  # scales and shifts by one number behind an activation that may belong to it
 MOST_NODES = 40
-ROUNDS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}  # no activations
 
 _erf = np.vectorize(math.erf)
 
@@ -67,7 +67,7 @@ def _table() -> dict[str, Array]:
 def activations(view: View) -> Iterator[Block | Miss]:
     """Every layer that is a function of one element, with the constant factors and shifts beside it that belong to its name."""
     for layer in view.graph.layers:
-        if layer.kind not in ("relu", "smooth") or layer.op in ROUNDS:
+        if layer.kind not in ("relu", "smooth") or layer.op in QUANTISERS:
             continue
         if len(layer.xs) == 1:
             named = ((chain, name_of(chain, view)) for chain in _chains(layer, view))

@@ -19,7 +19,7 @@ from .axes import Axis, joined, through, whole
 from .block import VIEWS, Block, Miss, View, block
 
 HIDDEN = -100.0  # a score with that much added is masked
-PROJECTIONS = {"linear"}
+REPEATS = {"Expand", "Tile"}  # of keys and values that several queries share
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,11 @@ def _around(view: View, softmax: Layer) -> Block | str | None:
     """The attention that a softmax is the heart of, why it is none, or None where nothing suggests one."""
     source, before = _scores(view, softmax.x)
     end, after = view.ahead(softmax.y)
-    first, second = _product(view, view.made(source)), _product(view, view.sole(end))
+    makers = view.made(source), view.sole(end)
+    first, second = (_product(view, layer) for layer in makers)
+    for layer, product in zip(makers, (first, second), strict=True):
+        if layer is not None and layer.kind == "bilinear" and product is None:
+            return f"the axes of the operands of {layer.op} {layer.name!r} are not known"
     if first is None and second is None:
         return None
     if second is None:
@@ -100,10 +104,19 @@ def _found(
     layers = sorted({*layers, *projections.values()}, key=lambda layer: view.place(layer.nodes[-1]))
     depth = math.prod(_sizes(view, first).get(c, 1) for c in first.contracted)
     facts: dict[str, Any] = {"heads": _heads(view, first, 1 - keys, made["query"]), "width": depth, "scale": scale}
+    facts |= {"key heads": _shared(view, projections, depth, facts["heads"])}
     facts |= {**_masks(view, between[0]), **_written(projections)}
     parts = {role: layer.name for role, layer in projections.items()}
     spelled = "+".join(layer.op for layer in (first.layer, softmax, second.layer))
     return block("attention", layers, made["query"][0], merged, facts, parts, spelled)
+
+
+def _shared(view: View, projections: Mapping[str, Layer], depth: int, heads: int | None) -> int | None:
+    """How many heads the keys have, where several heads of the queries share one."""
+    if len(set(projections.values())) < 3 or heads is None:
+        return None
+    features = (view.probe.shape(projections["key"].y) or (0,))[-1]
+    return features // depth if depth and 0 < features < heads * depth and features % depth == 0 else None
 
 
 def _written(projections: Mapping[str, Layer]) -> dict[str, str]:
@@ -124,7 +137,7 @@ def _product(view: View, layer: Layer | None) -> Product | None:
     if node.op == "Einsum":
         letters, out = _equation(node)
         return Product(layer, (a, b), letters, out) if out else None
-    ranks = [len(v.shape) if v.shape is not None else 0 for v in (a, b)]
+    ranks = [len(view.probe.shape(v) or v.shape or ()) for v in (a, b)]
     if min(ranks) < 2 or node.op not in ("MatMul", "Gemm"):
         return None
     stack = "abcdefgh"[: max(ranks) - 2]
@@ -229,9 +242,9 @@ def _causal(kept: Array | None) -> dict[str, bool]:
 # -- what the factors are made of ---------------------------------------------------------------------------------
 def _projected(view: View, v: Value) -> tuple[Value, list[Layer], Layer | None]:
     """(what is projected, the layers behind the projection, the projection); without one, where moving elements starts."""
-    start, path = view.back(v, ("scale", "shift"))
+    start, path = view.back(v, ("scale", "shift"), {*VIEWS, *REPEATS})
     layer = view.made(start)
-    if layer is not None and layer.kind in PROJECTIONS:
+    if layer is not None and layer.kind == "linear":
         return layer.x, path, layer
     start, path = view.back(v, ("scale",))
     return start, path, None
@@ -252,8 +265,8 @@ def _heads(view: View, first: Product, query: int, made: tuple[Value, list[Layer
         if axes is not None:
             stacked = [axes[first.letters[query].index(c)] for c in first.batch]
             return math.prod(d.size for a in stacked for d in a if d.origin[0] == "feature")
-    scores = first.layer.y.shape
-    return scores[-3] if scores is not None and len(scores) == 4 and isinstance(scores[-3], int) else None
+    scores = view.probe.shape(first.layer.y)
+    return scores[-3] if scores is not None and len(scores) == 4 else None
 
 
 def _operator(view: View, layer: Layer) -> Block:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..graph import Node, Value
+from ..kinds import QUANTISERS
 from ..layers import Layer, LayerGraph
 from .probe import Probe
 
@@ -90,6 +91,18 @@ class View:
         found = self.readers.get(v, [])
         return found[0] if len(found) == 1 else None
 
+    def reduced(self, node: Node) -> tuple[int, ...] | None:
+        """The axes that a mean or sum runs over; None where only the run can tell."""
+        x = node.inputs[0]
+        size = None if x is None else self.probe.shape(x)
+        given = node.inputs[1] if len(node.inputs) > 1 else None
+        axes = node.attrs.get("axes") if given is None else self.probe.array(given)
+        if size is None or (given is not None and axes is None):
+            return None
+        if node.op == "GlobalAveragePool":
+            return tuple(range(2, len(size)))
+        return tuple(sorted(int(a) % len(size) for a in axes)) if axes is not None and len(axes) else tuple(range(len(size)))
+
     def number(self, v: Value | None) -> float | None:
         """A constant of equal elements, also one that is computed from sizes only."""
         held = self.probe.array(v)
@@ -107,7 +120,7 @@ class View:
         """Up from v through layers with one data input that are of these kinds or operators: where it stops, layers in order."""
         path: list[Layer] = []
         while (layer := self.made(v)) is not None and len(layer.xs) == 1 and len(path) < MOST_STEPS:
-            if layer.kind not in kinds and not (layer.kind == "structure" and layer.op in ops):
+            if not _passes(layer, kinds, ops):
                 break
             path.insert(0, layer)
             v = layer.x
@@ -117,7 +130,7 @@ class View:
         """Down from v through sole readers of these kinds or operators: where it stops, layers in order."""
         path: list[Layer] = []
         while (layer := self.sole(v)) is not None and len(layer.xs) == 1 and len(layer.ys) == 1 and len(path) < MOST_STEPS:
-            if layer.kind not in kinds and not (layer.kind == "structure" and layer.op in ops):
+            if not _passes(layer, kinds, ops):
                 break
             path.append(layer)
             v = layer.y
@@ -134,6 +147,10 @@ class View:
                 following += [x for x in dict.fromkeys(layer.xs if layer is not None else ()) if x not in seen]
                 seen.update(following)
             stack = following
+
+
+def _passes(layer: Layer, kinds: Collection[str], ops: Collection[str]) -> bool:
+    return layer.kind in kinds or layer.op in QUANTISERS or (layer.kind == "structure" and layer.op in ops)
 
 
 def block(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..errors import UnsupportedOp
 from ..graph import Value
+from ..kinds import QUANTISERS
 from ..layers import Layer
 from ..normalisations import AVERAGES
-from ..vjp.reduce import known_axes
 from .activation import GATES, name_of
 from .block import Block, Miss, View, block
 
-MOVES = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Dropout", "Expand"}
+MOVES = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Dropout", "Expand", *QUANTISERS}
 
 
 def squeeze_and_excite(view: View) -> Iterator[Block | Miss]:
@@ -39,27 +38,27 @@ def _gate(view: View, product: Layer, gate: Value, x: Value) -> Block | str | No
             linears.insert(0, layer)
             acts.insert(0, run)
             run = []
-        elif layer.kind in ("relu", "smooth", "scale", "shift"):
+        elif layer.kind in ("relu", "smooth", "scale", "shift") and layer.op not in QUANTISERS:
             run.insert(0, layer)
-        elif not (layer.kind == "structure" and layer.op in MOVES):
+        elif layer.op not in MOVES:
             return None
         steps.insert(0, layer)
         v = layer.x
     if layer is None or layer.kind != "mean" or not linears:
         return None
     pooled = _pooled(view, layer)
-    if pooled is None:
+    if pooled is None or not acts[-1]:
         return None
-    name = name_of(acts[-1], view) if acts[-1] else None
+    name = name_of(acts[-1], view)
     if name not in GATES:
-        return f"the gate is not made by a sigmoid or HardSigmoid, but by {name or '+'.join(s.op for s in acts[-1]) or 'nothing'}"
+        return f"the gate is not made by a sigmoid or HardSigmoid, but by {name or '+'.join(s.op for s in acts[-1])}"
     if len(linears) != 2:
         return f"{len(linears)} linear layer(s) between mean and gate, not 2"
     if not acts[0]:
         return "there is no activation between the two linear layers"
     if run:
         return f"the mean passes {'+'.join(s.op for s in run)} in front of the first linear layer"
-    if layer.x is not x:
+    if view.back(layer.x, (), ())[0] is not view.back(x, (), ())[0]:
         return f"the mean is of {layer.x.name!r}, but the gate multiplies {x.name!r}"
     sizes, whole = view.probe.shape(gate), view.probe.shape(x)
     want = None if whole is None else tuple(1 if i in pooled else d for i, d in enumerate(whole))
@@ -88,8 +87,5 @@ def _pooled(view: View, layer: Layer) -> tuple[int, ...] | None:
         return tuple(range(2, len(shape))) if whole else None
     if node.op not in AVERAGES:
         return None
-    try:
-        axes = tuple(range(2, len(shape))) if node.op == "GlobalAveragePool" else tuple(known_axes(node))
-    except UnsupportedOp:
-        return None
-    return axes if 0 not in axes and len(axes) == len(shape) - 2 else None
+    axes = view.reduced(node)
+    return axes if axes is not None and 0 not in axes and len(axes) == len(shape) - 2 else None

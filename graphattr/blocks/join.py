@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
-from ..errors import UnsupportedOp
 from ..graph import Value
 from ..layers import Layer
-from ..vjp.reduce import known_axes
 from .block import Block, Miss, View, block
 
 ADDS = {"Add", "Sum"}
@@ -40,14 +38,11 @@ def _terms(view: View, layer: Layer) -> tuple[list[Value], list[Layer]]:
     stack = view.made(layer.x) if layer.kind == "mean" and layer.op == "ReduceSum" else None
     if stack is None or stack.op != "Concat":
         return [], []
-    try:
-        axes = known_axes(layer.nodes[0])
-    except UnsupportedOp:
+    node, axes = stack.nodes[0], view.reduced(layer.nodes[0])
+    whole, shapes = view.probe.shape(stack.y), [view.probe.shape(v) for v in stack.xs]
+    if whole is None or axes != (int(node.attrs["axis"]) % len(whole),) or len(stack.xs) != len(node.inputs):
         return [], []
-    node = stack.nodes[0]
-    shapes = [view.probe.shape(v) for v in node.inputs if v is not None]
-    axis = int(node.attrs["axis"]) % stack.y.rank
-    if axes != [axis] or any(s is None or s[axis] != 1 for s in shapes) or len(stack.xs) != len(node.inputs):
+    if any(s is None or s[axes[0]] != 1 for s in shapes):
         return [], []
     parts = [view.back(v, (), {"Unsqueeze", "Reshape"}) for v in stack.xs]
     return [v for v, _ in parts], [*(p for _, path in parts for p in path), stack, layer]

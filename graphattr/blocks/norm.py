@@ -34,14 +34,19 @@ def norms(view: View) -> Iterator[Block | Miss]:
         groups = layer.nodes[0].attrs.get("num_groups") if layer.norm is None else None
         spelled = "+".join(n.op for n in layer.nodes)
         yield block(
-            NAMES.get(layer.op, layer.op), [layer], layer.x, layer.y, {"groups": groups, "axes": _axes(layer)}, origin=spelled
+            NAMES.get(layer.op, layer.op),
+            [layer],
+            layer.x,
+            layer.y,
+            {"groups": groups, "axes": _axes(view, layer)},
+            origin=spelled,
         )
 
 
-def _axes(layer: Layer) -> str | None:
+def _axes(view: View, layer: Layer) -> str | None:
     """Which axes, where it is not the last."""
-    axes = layer.norm.moments.axes if layer.norm is not None else ()
-    usual = layer.norm is None or axes == (layer.x.rank - 1,)
+    axes, size = layer.norm.moments.axes if layer.norm is not None else (), view.probe.shape(layer.x)
+    usual = layer.norm is None or size is None or axes == (len(size) - 1,)
     return None if usual else ", ".join(map(str, axes))
 
 
@@ -54,7 +59,7 @@ def _groups(view: View, layer: Layer) -> Block | str | None:
     if start is None or end is None or len(start) < 3 or (len(end) < 3):
         return None
     axes = through(before.nodes[0], before.x, layer.x, [whole(str(i), s) for i, s in enumerate(start)], view.probe)
-    normed = _normed(layer)
+    normed = _normed(layer, len(end))
     if axes is None or normed is None:
         return None
     kept = [d for i, a in enumerate(axes) if i not in normed for d in a]
@@ -74,11 +79,11 @@ def _groups(view: View, layer: Layer) -> Block | str | None:
     return block("GroupNorm", layers, before.x, y, {"groups": groups})
 
 
-def _normed(layer: Layer) -> list[int] | None:
+def _normed(layer: Layer, rank: int) -> list[int] | None:
     """The axes that a normalisation takes its mean over."""
     if layer.norm is not None:
         return list(layer.norm.moments.axes) if layer.norm.moments.centred else None
-    node, rank = layer.nodes[0], layer.x.rank
+    node = layer.nodes[0]
     if node.op == "InstanceNormalization":
         return list(range(2, rank))
     return list(range(node.attrs.get("axis", -1) % rank, rank)) if node.op == "LayerNormalization" else None

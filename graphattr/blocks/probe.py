@@ -16,6 +16,7 @@ from ..graph import RANDOM, Array, Graph, Node, Value
 from ..infer import Shape, make_attribute, schema_of
 
 LARGEST = 1 << 16  # elements of a tensor that is computed
+SELECTS = {"Compress", "NonZero", "Slice"}  # never make more than they are given
 BATCH, PICTURE, LENGTH = 2, 224, 16
 
 
@@ -88,7 +89,8 @@ def _computed(node: Node, inputs: Sequence[Value | None], made: Value, opset: in
     if node.domain or node.op in RANDOM or node.subgraphs or not any(v is not None for v in inputs):
         return None
     twins: dict[str, Value] = {v.name: t for v, t in zip(node.inputs, inputs, strict=True) if v is not None and t is not None}
-    sizes = [static(t) for t in (*twins.values(), made)]
+    makes = () if static(made) is None and node.op in SELECTS else (made,)
+    sizes = [static(t) for t in (*twins.values(), *makes)]
     if any(s is None or math.prod(s) > LARGEST for s in sizes) or not all(t.is_const for t in twins.values()):
         return None
     held = {name: t.data for name, t in twins.items()}

@@ -196,3 +196,45 @@ def test_the_operator():
     proto = model(nodes, {"q": shape, "k": shape, "v": shape}, {"y": shape}, opset=23, ir=10)
     (b,) = [b for b in graphattr.inspect(proto)["blocks"] if b["name"] == "attention"]
     assert b["facts"] == {"heads": 3, "width": 4, "scale": 0.5, "mask": True, "causal": True}
+
+
+def test_several_queries_share_a_key():
+    g, x = graph("N", T, D)
+    q = cut(g, dense(g, x))
+    k, v = (g.Transpose(g.Reshape(dense(g, x, 4, seed=s), [0, -1, 1, 4]), perm=[0, 2, 1, 3]) for s in (2, 3))
+    k, v = (g.Reshape(g.Expand(g.Unsqueeze(p, [2]), [1, 1, HEADS, 1, 1]), [-1, HEADS, T, 4]) for p in (k, v))
+    y = merged(g, g.MatMul(g.Softmax(g.MatMul(q, g.Transpose(k, perm=[0, 1, 3, 2])) * 0.5), v))
+    facts = only(seen(g, x, y), "attention").facts
+    assert facts == {"heads": HEADS, "width": 4, "scale": 0.5, "key heads": 1, "projections": "q, k, v"}
+
+
+def rounded(g, x):
+    step, zero = g.const(np.float32(0.05)), g.const(np.int8(0))
+    return g.DequantizeLinear(g.QuantizeLinear(x, step, zero), step, zero)
+
+
+def test_quantised_inside():
+    g, x = graph("N", T, D)
+    q, k, v = (cut(g, rounded(g, part)) for part in qkv(g, x))
+    scores = rounded(g, g.MatMul(q, rounded(g, g.Transpose(k, perm=[0, 1, 3, 2])))) / 2.0
+    y = merged(g, rounded(g, g.MatMul(rounded(g, g.Softmax(scores)), v)))
+    facts = only(seen(g, x, y), "attention").facts
+    assert facts == {"heads": HEADS, "width": 4, "scale": 0.5, "projections": "q, k, v"}
+
+
+def test_sizes_that_only_the_run_knows():
+    """The number of axes is not in the file, but follows from sizes."""
+    g, x = graph("N", T, D)
+    target = g.Compress(g.Concat(g.Slice(g.Shape(x), [0], [2]), [HEADS, D // HEADS, 7], axis=0), np.arange(5) < 4, axis=0)
+    q, k, v = (g.Transpose(g.Reshape(part, target), perm=[0, 2, 1, 3]) for part in qkv(g, x))
+    y = merged(g, g.MatMul(g.Softmax(g.MatMul(q, g.Transpose(k, perm=[0, 1, 3, 2]))), v))
+    assert only(seen(g, x, y), "attention").facts["heads"] == HEADS
+
+
+def test_axes_that_nobody_knows():
+    g, x = graph("N", T, D)
+    shape = g.input("shape", np.int64, ("R",))
+    q, k, v = (g.Reshape(part, shape) for part in qkv(g, x))
+    found = seen(g, x, g.MatMul(g.Softmax(g.MatMul(q, k)), v))
+    assert not named(found, "attention")
+    assert "are not known" in reasons(found, "attention")
