@@ -8,7 +8,7 @@ import graphattr
 from graphattr.foreign import standardise
 from tests.unit.test_foreign import close, model, ms, outcome, same, x
 
-__all__ = ["close", "model", "ms", "outcome", "replica", "same", "slope", "stays", "x"]
+__all__ = ["close", "conserved", "model", "ms", "outcome", "replica", "same", "slope", "stays", "x"]
 
 
 def slope(m, feeds, name="x", h=1e-2, tolerance=2e-3, runs=None):
@@ -38,3 +38,14 @@ def replica(m, feeds, want, rtol=4e-6, opset=None):
 
 def stays(m):
     assert standardise(m) is m
+
+
+def conserved(m, feeds, tolerance=1e-4):
+    """CP-LRP sends all relevance of y to the inputs; AttnLRP gives finite numbers."""
+    y = outcome(m, feeds)[0]
+    for method in ("lrp.attention", "lrp.attention_cp"):
+        made = graphattr.convert(m, method=method, target="seed", output="y").model
+        found = dict(zip((v.name for v in made.graph.output), outcome(made, {**feeds, "seed": y}), strict=True))
+        parts = [v.astype(float) for k, v in found.items() if k.endswith("attribution")]
+        assert all(np.isfinite(v).all() for v in parts)
+    assert abs(sum(v.sum() for v in parts) - y.sum()) <= tolerance * np.abs(y).sum()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.unit.foreigners import model, ms, replica, same, slope, stays, x
+from tests.unit.foreigners import conserved, model, ms, replica, same, slope, stays, x
 
 B, S, P, N, H, V = 2, 5, 3, 2, 4, 3     # batch, sequence, past, heads, head size, head size of values
 D, I32 = N * H, np.int32
@@ -202,3 +202,17 @@ def test_decoder_attention():
         same(m, {"x": q}, rtol=1e-3 if "m" in inputs else 4e-6)
         slope(m, {"x": q})
     stays(model([ms("DecoderMaskedMultiHeadAttention", "x", num_heads=N)], {"x": x(B, 1, 3 * D)}))
+
+
+@pytest.mark.parametrize("case", ["plain", "raw", "raw unidirectional", "cube", "ends and starts", "score bias"])
+def test_relevance_is_conserved(case):
+    """All of it goes to the values when the weights of the attention count as constants."""
+    inputs, attrs, more = ATTENTION[case]
+    weights = {k: v for k, v in {**PACKED, **more}.items() if k in inputs.split(",")}
+    weights["b"] = np.zeros_like(weights["b"])
+    conserved(model([ms("Attention", inputs, num_heads=N, **attrs)], {"x": SEQ}, weights), {"x": SEQ})
+
+
+def test_rows_that_see_nothing_stay_finite():
+    feeds, nothing = {"x": Q3, **KEYS}, np.zeros((B, L), I32)
+    conserved(model([ms("MultiHeadAttention", "x,k,v,,m", num_heads=N)], feeds, {"m": nothing}), feeds)

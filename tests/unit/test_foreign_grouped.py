@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.unit.foreigners import model, ms, same, slope, stays, x
+from tests.unit.foreigners import conserved, model, ms, same, slope, stays, x
 
 B, S, N, G, H, M = 2, 4, 4, 2, 16, 12       # batch, sequence, heads of queries, of keys, head size, positions known
 I32, I64 = np.int32, np.int64
@@ -97,3 +97,13 @@ def test_grouped_query_attention_stays(inputs, attrs, outputs):
     weights = {k: v for k, v in {**NEW, **PROMPT, **CACHE, "q": x(H)}.items() if k in inputs.split(",")}
     stays(model([ms("GroupQueryAttention", inputs, outputs, num_heads=N, kv_num_heads=G, **attrs)], {"x": SEQ}, weights,
                 outputs=outputs.split(",")))
+
+
+@pytest.mark.parametrize("case", ["prompt", "rotary interleaved padded", "packed rotary", "smooth", "softcap", "window"])
+def test_relevance_is_conserved(case):
+    """All of it goes to the values when the weights of the attention count as constants."""
+    inputs, attrs, weights = GROUPED[case]
+    feeds = {"x": SEQ, **{k: v for k, v in weights.items() if k in ("x", "k", "v") and k in inputs.split(",")}}
+    held = {k: v for k, v in weights.items() if k not in feeds and k in inputs.split(",")}
+    n = ms("GroupQueryAttention", inputs, "y,nk,nv", num_heads=N, kv_num_heads=G, **attrs)
+    conserved(model([n], feeds, held, outputs=("y", "nk", "nv")), feeds)
