@@ -121,7 +121,11 @@ class LayerGraph:
 
     def _comes_from(self, x: Value, ops: Collection[str]) -> bool:
         made = self.made
-        while x in made and ((made[x].kind == "structure" and len(made[x].xs) == 1) or is_complement(made[x].nodes[0])):
+        while x in made and (
+            (made[x].kind == "structure" and len(made[x].xs) == 1)
+            or made[x].op in QUANTISERS
+            or is_complement(made[x].nodes[0])
+        ):
             x = made[x].x
         return x in made and made[x].op in ops
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 
+import ml_dtypes
 import numpy as np
 
 from .graph import Graph, Node, Value
@@ -75,10 +76,23 @@ def _sign(node: Node, data: list[Sign]) -> Sign:
     if node.op in PRODUCTS and len(data) > 1 and node.attrs.get("alpha", 1) > 0 and node.attrs.get("beta", 1) > 0:
         product = data[0] * data[1]
         return product & data[2] if len(data) > 2 else product
+    if node.op == "DequantizeLinear":
+        return data[0] if _from_lowest(node) else Sign.ANY
     if node.op == "Clip":
         bounded = len(data) > 1 and node.inputs[1] is not None and Sign.NONNEGATIVE in data[1]
         return Sign.NONNEGATIVE if bounded else Sign.ANY
     return -data[0] if node.op == "Neg" else Sign.ANY
+
+
+def _from_lowest(node: Node) -> bool:
+    """Whether no level is below the zero point."""
+    levels, _, zero = (*node.inputs, None)[:3]
+    dtype = levels.dtype if levels is not None else None
+    if dtype is None or "int" not in dtype.name:
+        return False
+    lowest: int = ml_dtypes.iinfo(dtype).min  # type: ignore[no-untyped-call]
+    held = None if zero is None else zero.data
+    return bool(lowest == 0 if zero is None else held is not None and (held.astype(np.int64) == lowest).all())
 
 
 def _sign_of_constant(v: Value) -> Sign:

@@ -14,6 +14,8 @@ from tiny import F, array, model, node
 
 import graphattr
 from graphattr.foreign import standardise
+from graphattr.graph import Graph
+from graphattr.signs import nonnegative
 
 RULES = ["gradient", "lrp.epsilon", "lrp.zplus", "lrp.epsilon_plus", "lrp.epsilon_plus_flat", "lrp.alpha2_beta1", "deep_taylor"]
 X = array(3, 3, 8, 8, seed=11)
@@ -171,6 +173,30 @@ def test_layers_have_their_kinds(quantised, sort):
     ex = graphattr.convert(quantised[sort], method="deep_taylor")
     rules = [e["rule"] for e in ex.manifest["layers"]["deep_taylor"]]
     assert "lrp.wsquare" in rules
+
+
+def test_a_quantised_gate_is_a_gate(tmp_path):
+    """u sigmoid(v): relevance goes to u, also where the gate is quantised."""
+    weights = {"w": array(8, 3, 3, 3) / 3, "two": np.array([4, 4]), "w3": array(4, 5, seed=4)}
+    nodes = [node("Conv", "x w", "c", "first"), node("Split", "c two", "u v", "split", axis=1), node("Sigmoid", "v", "g", "gate"),
+             node("Mul", "u g", "p", "product"), node("GlobalAveragePool", "p", "m", "mean"), node("Flatten", "m", "f", "flat"),
+             node("MatMul", "f w3", "y", "dense")]
+    proto = model(nodes, {"x": (F, ["N", 3, 8, 8])}, {"y": (F, ["N", 5])}, weights)
+    onnx.save(proto, tmp_path / "float.onnx")
+    quantize_static(tmp_path / "float.onnx", tmp_path / "q.onnx", Photos(), quant_format=QDQ, activation_type=QuantType.QUInt16,
+                    weight_type=QuantType.QInt16)
+    got, want = (graphattr.explain(p, {"x": X}, "lrp.epsilon", target=1).scores["x"]
+                 for p in (onnx.load(tmp_path / "q.onnx"), proto))
+    close(got, want, 2e-2)
+
+
+@pytest.mark.parametrize(("dtype", "zero", "certain"), [("uint8", 0, True), ("uint8", 3, False), ("int8", -128, True),
+                                                        ("int8", 0, False), ("uint8", None, True), ("int8", None, False)])
+def test_levels_from_the_lowest_are_not_negative(dtype, zero, certain):
+    g = Graph(17)
+    q, scale = g.input("q", dtype, (2, 3)), g.const(np.float32(0.5))
+    y = g.DequantizeLinear(q, scale) if zero is None else g.DequantizeLinear(q, scale, g.const(np.array(zero, dtype)))
+    assert (y in nonnegative(g)) == certain
 
 
 # -- weights in blocks --------------------------------------------------------------------------------------------
