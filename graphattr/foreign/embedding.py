@@ -6,7 +6,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto
 
 from ..rewrite import Edit, Pen, attribute
-from .heads import ints, padded, size
+from .heads import index_range, ints, padded, size
 from .quantised import dequantised
 
 
@@ -27,10 +27,7 @@ def _embedded(pen: Pen, n: NodeProto, ids: tuple[str, str, str], tables: tuple[s
               mask: str) -> None:
     """The second output counts the ones of the mask, and is 0 without a mask; the third is the sum that is normalised."""
     (words, places, segments), (word, position, segment), outputs = ids, tables, padded(n.output, 3)
-    if not places:
-        rows = pen("Slice", position, ints(pen, [0], "start"), size(pen, words, 1), ints(pen, [0], "axes"))
-    else:
-        rows = pen("Gather", position, places, axis=0)
+    rows = pen("Gather", position, places or index_range(pen, ints(pen, [0], "zero"), size(pen, words, 1)), axis=0)
     total = pen("Gather", word, words, axis=0)
     if segment:
         total = pen("Add", total, pen("Gather", segment, segments, axis=0))
