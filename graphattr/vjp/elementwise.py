@@ -248,8 +248,10 @@ def cast(g: Graph, n: Node, dy: Value) -> tuple[Value, ...]:
 
 @vjp("Dropout")
 def dropout(g: Graph, n: Node, dy: Value) -> tuple[Value, ...]:
-    """The identity, as in inference."""
-    training = n.inputs[2] if len(n.inputs) > 2 else None
+    """The identity, as in inference, or where nothing is dropped."""
+    _, ratio, training = (*n.inputs, None, None)[:3]
+    if ratio is not None and ratio.data is not None and not ratio.data.any():
+        return (dy,)
     if training is not None and (training.data is None or training.data.any()):
         raise UnsupportedOp(f"Dropout node {n.name!r} may be in training mode; export the model for inference")
     return (dy,)

@@ -29,7 +29,12 @@ def ones_like(g: Graph, x: Value) -> Value:
 
 def reshaped(g: Graph, v: Value, like: Value) -> Value:
     """v in the shape of `like`."""
-    return g.emit("Reshape", v, g.shape(like), out_shape=like.shape)
+    return g.emit("Reshape", v, g.shape(like), allowzero=1 if is_empty(like) else None, out_shape=like.shape)
+
+
+def is_empty(x: Value) -> bool:
+    """Whether x has no elements, as far as is known."""
+    return x.shape is not None and 0 in x.shape
 
 
 def count(g: Graph, x: Value) -> Value:

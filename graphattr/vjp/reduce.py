@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import UnsupportedOp
 from ..graph import Graph, Node, Operand, Value
 from .elementwise import operands, typed_like
-from .index import count, flat, positions, reshaped
+from .index import count, flat, is_empty, positions, reshaped, zeros_like
 from .registry import vjp
 
 
@@ -185,21 +185,23 @@ def argsort(g: Graph, keys: Value) -> Value:
 @vjp("ReduceMax", "ReduceMin")
 def reduce_extremum(g: Graph, n: Node, dy: Value) -> tuple[Value | None, ...]:
     """dx = dy at the first element that is the maximum, else 0."""
-    if is_noop(n) or operands(n)[0].shape == ():
-        return (dy,)
+    x = operands(n)[0]
+    if is_noop(n) or x.shape == () or is_empty(x):
+        return (zeros_like(g, x) if is_empty(x) else dy,)
     found = rows(g, n)
-    x = found.flattened()
-    first = g.emit("ArgMax" if n.op == "ReduceMax" else "ArgMin", x, axis=-1, keepdims=1)
-    return (g.Where(found.unflattened(g.Equal(steps(g, x, -1), first)), restored(g, n, dy), 0.0),)
+    flattened = found.flattened()
+    first = g.emit("ArgMax" if n.op == "ReduceMax" else "ArgMin", flattened, axis=-1, keepdims=1)
+    return (g.Where(found.unflattened(g.Equal(steps(g, flattened, -1), first)), restored(g, n, dy), 0.0),)
 
 
 @vjp("ReduceProd")
 def reduce_prod(g: Graph, n: Node, dy: Value) -> tuple[Value | None, ...]:
     """dx = dy times the product of the other elements, which is formed for each element: exact at zeros, quadratic in size."""
-    if is_noop(n) or operands(n)[0].shape == ():
-        return (dy,)
+    x = operands(n)[0]
+    if is_noop(n) or x.shape == () or is_empty(x):
+        return (zeros_like(g, x) if is_empty(x) else dy,)
     found = rows(g, n)
-    x = found.flattened()
-    k = steps(g, x, -1)
-    others = g.Where(g.Equal(k, g.Unsqueeze(k, [1])), 1.0, g.Unsqueeze(x, [-2]))
+    flattened = found.flattened()
+    k = steps(g, flattened, -1)
+    others = g.Where(g.Equal(k, g.Unsqueeze(k, [1])), 1.0, g.Unsqueeze(flattened, [-2]))
     return (restored(g, n, dy) * found.unflattened(reduction(g, "ReduceProd", others, [-1], keepdims=0)),)

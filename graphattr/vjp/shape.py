@@ -111,7 +111,7 @@ def listed(x: Value, axes: Value | None, counted: Value, per_axis: int = 1) -> l
     """The axes a node names by an input (all the leading ones by default), counted from 0; None where only the run can tell."""
     count = (counted.shape or (None,))[0]
     known = axes.content if axes is not None else tuple(range(count // per_axis)) if isinstance(count, int) else None
-    if not isinstance(known, tuple) or not all(isinstance(a, int) for a in known):
+    if x.shape is None or not isinstance(known, tuple) or not all(isinstance(a, int) for a in known):
         return None
     return [a % x.rank for a in known if isinstance(a, int)]
 
@@ -141,7 +141,7 @@ def pad(g: Graph, n: Node, dy: Value) -> Cotangents:
     named, constant = listed(x, axes, pads, 2), n.attrs.get("mode", "constant") == "constant"
     if named is None:
         fill = g.Squeeze(count(g, x), [0]) if constant else None
-        dx, rest = scattered(g, dy, g.Pad(numbered(g, x), pads, fill, axes, **n.attrs), x)
+        dx, rest = scattered(g, dy, g.Pad(numbered(g, x), pads, fill, *n.inputs[3:], **n.attrs), x)
         return dx, None, reshaped(g, rest, value) if value is not None else None
     before = {a: item(g, pads, i) for i, a in enumerate(named)}
     after = {a: item(g, pads, i + len(named)) for i, a in enumerate(named)}

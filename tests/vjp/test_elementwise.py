@@ -135,6 +135,11 @@ def test_where_the_log_of_a_negative_base_would_be_nan() -> None:
     assert (dx, dp) == (-4, 0)
 
 
+def test_dropout_of_nothing() -> None:
+    build = lambda g, x: g.Dropout(x, 0.0, g.const(True))  # noqa: E731
+    np.testing.assert_array_equal(gradient(build, np.ones(3), dy=np.array([1.0, 2, 3]))[0], [1, 2, 3])
+
+
 def test_dropout_in_training_is_refused() -> None:
     g = Graph(17)
     x = g.input("x", "float32", (3,))

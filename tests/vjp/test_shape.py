@@ -19,6 +19,13 @@ def moved(name: str, build: Callable[[Graph, Value], Any], *x: int, **options: A
     return case(name, build, draw(*x), **options)
 
 
+def unranked(g: Graph, x: Value, shape: Value) -> Value:
+    """x in a shape of which only the run knows how many axes it has."""
+    made = g.Reshape(x, g.Compress(shape, shape > 0))
+    assert made.shape is None
+    return made
+
+
 def cut(name: str, x: tuple[int, ...], *lists: Any, **options: Any) -> Case:
     """Slice with starts, ends, axes, steps."""
     return moved(f"Slice {name}", lambda g, v: g.Slice(v, *lists), *x, **options)
@@ -35,6 +42,7 @@ def padded(name: str, x: tuple[int, ...], pads: list[int], mode: str = "constant
 MOVES = [
     moved("Reshape", lambda g, x: g.Reshape(x, [0, 2, -1]), 3, 4, 2),
     moved("Reshape scalar", lambda g, x: g.Reshape(x, g.const([], np.int64)), 1, 1, dynamic=()),
+    moved("Reshape of nothing", lambda g, x: g.Reshape(x, [3, 4, 0], allowzero=1), 0, 3, 4, dynamic=()),
     moved("Flatten", lambda g, x: g.Flatten(x, axis=2), 2, 3, 4),
     moved("Flatten 0", lambda g, x: g.Flatten(x, axis=0), 2, 3),
     moved("Squeeze", lambda g, x: g.Squeeze(x, [-1, 1]), 3, 1, 4, 1),
@@ -119,6 +127,8 @@ OF_THE_RUN = [
     case("Split at run time", lambda g, x, s: g.Split(x, s, axis=1, n_outputs=3), draw(2, 6), np.array([1, 3, 2])),
     case("ReverseSequence at run time", lambda g, x, k: g.ReverseSequence(x, k, batch_axis=0, time_axis=1), draw(3, 4, 2),
          np.array([2, 4, 1]), dynamic=()),
+    case("Slice of unknown rank", lambda g, x, s: g.Slice(unranked(g, x, s), [1], [3], [-2]), draw(2, 3, 4), np.array([2, 6, 2])),
+    case("Pad of unknown rank", lambda g, x, s: g.Pad(unranked(g, x, s), [1, 0, -1, 2], 0.5), draw(2, 3, 4), np.array([6, 4])),
     case("Reshape at run time", lambda g, x, s: g.Reshape(x, s), draw(2, 3, 4), np.array([0, -1, 2])),
 ]
 CASES = [*MOVES, *SLICES, *PADS, *OF_THE_RUN]
