@@ -8,13 +8,13 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from ..graph import Graph, Node
 from ..rewrite import Book, Edit, Pen, Stay, edit, scopes
 from ..wellformed import default_opset
-from . import attention, embedding, fused, grouped, learners, lowbits, nhwc, plain, preview, quantised, rotary, staying
+from . import attention, embedding, fused, grouped, learners, lowbits, nhwc, norms, plain, preview, quantised, rotary, staying
 
 __all__ = ["EDITS", "standardise", "why_foreign"]
 
 EDITS: dict[tuple[str, str], Edit] = {**learners.EDITS, **fused.EDITS, **quantised.EDITS, **attention.EDITS, **rotary.EDITS,
                                       **grouped.EDITS, **embedding.EDITS, **nhwc.EDITS, **lowbits.EDITS, **plain.EDITS,
-                                      **preview.EDITS}
+                                      **preview.EDITS, **norms.EDITS}
 """(domain, operator) -> rewrite. One that writes nothing leaves the node as it is."""
 ORDINARY = {("", op) for op in ("Cast", "Mul", *quantised.ON_LEVELS)}
 

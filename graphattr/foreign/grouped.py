@@ -41,7 +41,8 @@ def grouped_query_attention(pen: Pen, n: NodeProto) -> None:
     time = Time(pen, q, lengths, longest, past_k)
     if turning:
         at = time.places(pen, places)
-        q, k = (turned(pen, x, at, cos, sin, turning, head, 1, bool(attribute(n, "rotary_interleaved", 0))) for x in (q, k))
+        c, s = (pen("Unsqueeze", pen("Gather", table, at, axis=0), ints(pen, [1], "axes")) for table in (cos, sin))
+        q, k = (turned(pen, x, c, s, turning, head, bool(attribute(n, "rotary_interleaved", 0))) for x in (q, k))
     k, v = (time.joined(pen, old, new, name) for old, new, name in zip((past_k, past_v), (k, v), padded(n.output, 3)[1:]))
     if many != few:
         k, v = (taken(pen, x, [i // (many // few) for i in range(many)], 1) for x in (k, v))

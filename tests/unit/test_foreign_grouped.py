@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.unit.foreigners import conserved, model, ms, same, slope, stays, x
+from tests.unit.foreigners import conserved, model, ms, replica, same, slope, stays, x
 
 B, S, N, G, H, M = 2, 4, 4, 2, 16, 12       # batch, sequence, heads of queries, of keys, head size, positions known
 I32, I64 = np.int32, np.int64
@@ -107,3 +107,27 @@ def test_relevance_is_conserved(case):
     held = {k: v for k, v in weights.items() if k not in feeds and k in inputs.split(",")}
     n = ms("GroupQueryAttention", inputs, "y,nk,nv", num_heads=N, kv_num_heads=G, **attrs)
     conserved(model([n], feeds, held, outputs=("y", "nk", "nv")), feeds)
+
+
+STREAMS = np.stack([AT["p"], AT["p"][::-1], np.minimum(AT["p"] * 2, M - 1)])
+
+
+@pytest.mark.parametrize("layout", [0, 1])
+@pytest.mark.parametrize("case", ROTARY)
+def test_three_positions_per_token(case, layout):
+    data, table, attrs = ROTARY[case]
+    half = table["c"].shape[1]
+    sections = [half - 2 * (half // 4 or 1), half // 4 or 1, half // 4 or 1]
+    n = ms("MRotaryEmbedding", "x,p,c,s", mrope_section=sections, mrope_layout=layout, **{"num_heads": N, **attrs})
+    m = model([n], {"x": data}, {**table, "p": STREAMS})
+    same(m, {"x": data})
+    slope(m, {"x": data})
+
+
+def test_gemma():
+    """Only GPUs have it, and only in half precision."""
+    angles, q, turned_q, k, turned_k = x(B, S, H), *(x(B, N, S, H) for _ in range(4))
+    c, s = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    m = model([ms("GemmaRotaryEmbedding", "a,x,q,k,r", "y,z")], {"x": q}, {"a": angles, "q": turned_q, "k": k, "r": turned_k},
+              outputs=("y", "z"))
+    replica(m, {"x": q}, [q * c + turned_q * s, k * c + turned_k * s])
