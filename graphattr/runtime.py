@@ -83,7 +83,8 @@ class Explainer:
             if len(own) != 1:
                 raise RunError(f"the model has {len(own)} inputs ({', '.join(own)}); give a dict of arrays by name")
             feeds = {own[0]: feeds}
-        given = {name: _array(name, value) for name, value in feeds.items()}
+        others = {name: value for name, value in feeds.items() if name in self._types and self._types[name][0] is None}
+        given = {name: _array(name, value) for name, value in feeds.items() if name not in others}
         if target is not None:
             if "target" not in self._ours:
                 raise RunError(
@@ -97,7 +98,7 @@ class Explainer:
                 raise RunError(
                     f"the model has no input {name!r}{did_you_mean(name, self._types)} (inputs: {', '.join(self._types)})"
                 )
-        missing = [n for n in self._types if n not in given]
+        missing = [n for n in self._types if n not in given and n not in others]
         if missing:
             hint = "; pass target=" if missing == ["target"] else ""
             raise RunError(f"no value for input {', '.join(map(repr, missing))}{hint}")
@@ -105,7 +106,7 @@ class Explainer:
         self._check_sizes(checked)
         if "target" in self._ours:
             self._check_target(checked["target"])
-        return checked
+        return checked | others  # sequences, optionals and maps go as they are
 
     def _spread(self, target: Array, first: Array | None) -> Array:
         """One index for all samples, or one per sample."""

@@ -185,7 +185,7 @@ def test_a_quantised_gate_is_a_gate(tmp_path):
     onnx.save(proto, tmp_path / "float.onnx")
     quantize_static(tmp_path / "float.onnx", tmp_path / "q.onnx", Photos(), quant_format=QDQ, activation_type=QuantType.QUInt16,
                     weight_type=QuantType.QInt16)
-    got, want = (graphattr.explain(p, {"x": X}, "lrp.epsilon", target=1).scores["x"]
+    got, want = (graphattr.explain(p, {"x": X}, "lrp.epsilon", target=1, mul="gate").scores["x"]
                  for p in (onnx.load(tmp_path / "q.onnx"), proto))
     close(got, want, 2e-2)
 

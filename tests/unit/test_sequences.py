@@ -272,3 +272,6 @@ def test_off_the_path(case):
     assert np.array_equal(got[0], want[0])
     assert str(got[1]) == str(want[1])
     assert np.abs(got[2]).max() > 0
+    a = graphattr.Explainer(ex)(feeds)
+    assert np.array_equal(a.scores["x"], got[2])
+    assert str(a.outputs["z"]) == str(want[1])
