@@ -119,6 +119,7 @@ def labels(blocks: Sequence[Block]) -> dict[str, str]:
     best: dict[str, tuple[int, str]] = {}
     for b in blocks:
         counts[b.name] = counts.get(b.name, 0) + 1
-        text = f"{b.name} {counts[b.name]}" if len(b.layers) > 1 else b.name
+        short = b.name.partition(" (")[0] if b.name.endswith(" folded)") else b.name
+        text = f"{short} {counts[b.name]}" if len(b.layers) > 1 else short
         best.update({name: (len(b.layers), text) for name in b.layers if best.get(name, (0, ""))[0] < len(b.layers)})
     return {name: text for name, (_, text) in best.items()}

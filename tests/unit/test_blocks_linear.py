@@ -50,6 +50,7 @@ def test_convolutions():
     assert [(b["name"], b["facts"]) for b in found] == [
         ("convolution (BatchNormalization folded)", {"kernel": "3x3", "stride": "2x2"}),
         ("depthwise convolution", {"kernel": "3x3"}), ("transposed convolution", {"kernel": "2x2", "stride": "2x2"})]
+    assert [r["block"] for r in graphattr.inspect(proto)["layers"]] == [b["name"].partition(" (")[0] for b in found]
     kept = graphattr.inspect(proto, "lrp.epsilon", bn="pass")["blocks"]
     assert [b["name"] for b in kept][:2] == ["convolution", "BatchNorm"]
 
