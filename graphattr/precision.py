@@ -141,28 +141,44 @@ def _between(g: Graph, wrt: Iterable[Value], y: Value) -> set[Value]:
 def _copy(twin: Twin, node: Node, env: dict[Value, Value], between: set[Value]) -> None:
     """The node in float32, under its own name; one that half precision does not reach is remembered as shared.
 
-    A node with a body gives what the model itself computed: it may not lie between wrt and what is explained.
+    A node with a body that does not lie between wrt and what is explained gives what the model itself computed.
     """
     g = twin.wide.graph
     touched = any(map(is_half, (*node.outputs, *node.uses))) or any(env.get(v, v) not in twin.held for v in node.uses if v in env)
-    if node.subgraphs and touched:
-        if any(v in between for v in node.outputs):
-            raise UnsupportedOp(
-                f"{node.op} (node {node.name!r}) computes in half precision between the attributed and the explained tensor, and "
-                'its body cannot be evaluated in float32; pass precision="model" (--precision model), or export in float32'
-            )
+    if node.subgraphs and not any(v in between for v in node.outputs):
         touched = False
-    if node.subgraphs:
         made = tuple(Value(v.name, _dtype(v), v.shape, g, None, v.content) for v in node.outputs)
     elif node.domain not in ("", "ai.onnx") and any(map(is_half, (*node.outputs, *node.uses))):
         made = _island(twin, node, env)
     else:
-        inputs = [None if v is None else _read(twin, v, env) for v in node.inputs]
-        types = {v.name: (_dtype(v), v.shape) for v in node.outputs}
-        attrs = {k: _attribute(k, a) for k, a in node.attrs.items()}
-        made = g.record(node.op, inputs, [v.name for v in node.outputs], attrs, node.name, node.domain, types)
+        made = _record(twin, g, node, env)
     env.update(zip(node.outputs, made, strict=True))
     (twin.copies.update(made) if touched else twin.held.update(zip(made, node.outputs, strict=True)))
+
+
+def _record(twin: Twin, g: Graph, node: Node, env: dict[Value, Value]) -> tuple[Value, ...]:
+    inputs = [None if v is None else _read(twin, v, env) for v in node.inputs]
+    types = {v.name: (_dtype(v), v.shape) for v in node.outputs}
+    attrs = {k: _body(twin, g, a, env) if isinstance(a, Graph) else _attribute(k, a) for k, a in node.attrs.items()}
+    return g.record(node.op, inputs, [v.name for v in node.outputs], attrs, node.name, node.domain, types)
+
+
+def _body(twin: Twin, g: Graph, body: Graph, env: dict[Value, Value]) -> Graph:
+    """A body in float32, under its own names: it stands beside the model's own, not inside it."""
+    new, inner = Graph(body.opset, body.name, g), dict(env)
+    inner.update((v, new.input(v.name, _dtype(v), v.shape)) for v in body.inputs)
+    nodes: dict[Node, Node] = {}
+    for node in body.nodes:
+        if node.domain not in ("", "ai.onnx") and any(map(is_half, (*node.outputs, *node.uses))):
+            raise UnsupportedOp(
+                f"{node.domain}:{node.op} (node {node.name!r}) computes in half precision in the body of an If, Loop or Scan, and it "
+                'cannot be evaluated in float32; pass precision="model" (--precision model), or export in float32'
+            )
+        inner.update(zip(node.outputs, _record(twin, new, node, inner), strict=True))
+        nodes[node] = new.nodes[-1]
+    new.outputs = [(name, _read(twin, v, inner)) for name, v in body.outputs]
+    new.tails = {inner[a]: tuple(nodes[n] for n in tail) for a, tail in body.tails.items()}
+    return new
 
 
 def _island(twin: Twin, node: Node, env: dict[Value, Value]) -> tuple[Value, ...]:
@@ -186,8 +202,10 @@ def _read(twin: Twin, v: Value, env: dict[Value, Value]) -> Value:
     """The twin's value of an own one; constants are made when they are first read."""
     if v not in env:
         stored: Array | Stored | None = Widened(v) if is_half(v) else v.stored
-        env[v] = Value(v.name, _dtype(v), v.shape, twin.wide.graph, stored, v.content)
-        twin.held[env[v]] = v
+        wide, inner = twin.wide.graph, v.graph.parent is not None
+        env[v] = Value(wide.fresh(v.name) if inner else v.name, _dtype(v), v.shape, wide, stored, v.content)
+        if not inner:  # a constant of a body is seen there alone
+            twin.held[env[v]] = v
     return env[v]
 
 

@@ -177,15 +177,31 @@ def test_bodies_of_an_explanation_read_the_joined_graph():
     close(got[1], got[0].astype(np.float32) ** 2, 1e-2)
 
 
-def test_control_flow_in_half_precision_is_refused():
+def branching(relu="Relu", domain=""):
+    """z = x w, then Relu or Neg of it."""
     out = helper.make_tensor_value_info("b", H, ["N", 3])
-    then = helper.make_graph([helper.make_node("Relu", ["z"], ["b"])], "then", [], [out])
+    then = helper.make_graph([helper.make_node(relu, ["z"], ["b"], domain=domain)], "then", [], [out])
     other = helper.make_graph([helper.make_node("Neg", ["z"], ["b"])], "else", [], [out])
     nodes = [node("MatMul", "x w", "z", "dense"),
              helper.make_node("If", ["which"], ["y"], name="branch", then_branch=then, else_branch=other)]
-    proto = model(nodes, {"x": (H, ["N", 4]), "which": (TensorProto.BOOL, [])}, {"y": (H, ["N", 3])}, half_weights(w=array(4, 3)))
-    with pytest.raises(UnsupportedOp, match=r"branch.*precision=.model"):
-        graphattr.convert(proto, method="gradient")
+    return model(nodes, {"x": (H, ["N", 4]), "which": (TensorProto.BOOL, [])}, {"y": (H, ["N", 3])}, half_weights(w=array(4, 3)))
+
+
+@pytest.mark.parametrize("which", [True, False])
+def test_control_flow_in_half_precision(which):
+    x, w = array(2, 4, seed=3).astype(np.float16), array(4, 3).astype(np.float16).astype(np.float32)
+    a = graphattr.explain(branching(), {"x": x, "which": np.array(which)}, "gradient_x_input", target=1)
+    z = x.astype(np.float32) @ w
+    want = x * w[:, 1] * ((z[:, 1:2] > 0) if which else -1.0)
+    assert a.scores["x"].dtype == np.float32
+    np.testing.assert_allclose(a.scores["x"], want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_foreign_operator_in_a_half_precision_body_is_refused():
+    proto = branching("Mystery", "com.example")
+    proto.opset_import.append(helper.make_opsetid("com.example", 1))
+    with pytest.raises(UnsupportedOp, match=r"com\.example:Mystery.*precision=.model"):
+        graphattr.convert(proto, method="gradient", target=1)
 
 
 @pytest.mark.parametrize("method", ["gradient_x_input", "lrp.epsilon"])

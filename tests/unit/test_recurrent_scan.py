@@ -108,3 +108,14 @@ def test_delta_and_ledger():
     found = run(ex.model, {"x": draw(4, N, I)})
     assert np.isfinite(found["Y_h_delta"]).all()
     assert np.isfinite(found["Y_h_ledger"]).all()
+
+
+@pytest.mark.parametrize("op", GATES)
+def test_half_precision_of_any_length(op):
+    """The Scan's twin in float32 explains the half-precision model as the written-out one does."""
+    x = draw(5, N, I).astype(np.float16)
+    models = [net(op, "bidirectional", steps=s, dtype=np.float16) for s in ("T", 5)]
+    files = [graphattr.convert(m, method="lrp.epsilon", output="Y_h", target=1) for m in models]
+    got, want = (graphattr.Explainer(ex)({"x": x}).scores for ex in files)
+    assert got["x"].dtype == np.float32
+    np.testing.assert_allclose(got["x"], want["x"], rtol=0, atol=2e-3 * np.abs(want["x"]).max())
