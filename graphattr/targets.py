@@ -53,7 +53,16 @@ def explained_output(canonical: Canonical, output: str | None, strip: bool) -> E
         return Explained(output, y)
     before = node.inputs[0]
     assert before is not None
-    return Explained(output, before, node.op)
+    return Explained(output, _in_shape_of(canonical.graph, before, y), node.op)
+
+
+def _in_shape_of(g: Graph, before: Value, y: Value) -> Value:
+    """What a Softmax reads; where that is y's elements as a matrix, as before opset 13, what was made a matrix of y's shape."""
+    node = g.producer(before)
+    if node is None or node.op not in ("Flatten", "Reshape") or node.domain or before.shape == y.shape:
+        return before
+    whole = node.inputs[0]
+    return whole if whole is not None and whole.shape is not None and whole.shape == y.shape else before
 
 
 def _terminal(g: Graph, y: Value) -> Node | None:

@@ -194,6 +194,18 @@ def test_stripping_looks_through_reshapes_and_past_labels():
     assert np.allclose(graphattr.Explainer(explanation)(X).scores["x"], jacobian()[:, 1], atol=1e-3)
 
 
+@pytest.mark.parametrize("sizes", [["N", "T", 4], ["N", 3, 4], None])
+def test_a_softmax_of_an_old_opset_keeps_the_samples_apart(sizes):
+    """(N, T, classes): before opset 13 a matrix is made for the Softmax; what is explained has a sample per row all the same."""
+    nodes = [node("MatMul", "x w", "z"), node("Reshape", "z n", "r"), node("Softmax", "r", "y", axis=2)]
+    proto = model(nodes, {"x": ["N", "T", 5]}, {"y": sizes}, {"w": array(5, 4), "n": np.array([0, 0, 4])}, opset=12)
+    x = array(2, 3, 5, seed=1)
+    a = graphattr.Explainer(graphattr.convert(proto, method="gradient", target="input"))(x, np.array([6, 1]))
+    want = np.zeros((2, 3, 5), np.float32)
+    want[0, 1], want[1, 0] = array(5, 4)[:, 2], array(5, 4)[:, 1]
+    np.testing.assert_allclose(a.scores["x"], want, atol=1e-6)
+
+
 def test_an_inner_softmax_stays():
     proto = model([node("Softmax", "x", "s"), node("Gemm", "s w", "y")], weights={"w": array(4, 3)})
     assert graphattr.convert(proto, method="gradient").manifest["stripped"] == ""
