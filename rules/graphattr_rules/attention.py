@@ -16,9 +16,17 @@ def norm(g: Graph, layer: Site, r: Value, *, layernorm: Literal["frozen", "ident
     x, back = layer.layer.nodes[0].inputs[0], r
     if layernorm == "frozen" and x in layer.xs:
         s = quotient_of(g, r, layer.y, eps)
-        layer.absorbed(stabiliser=lambda: r - s * layer.y)
+        layer.absorbed(bias=lambda: s * shift(g, layer), stabiliser=lambda: r - s * layer.y)
         back = x * layer.frozen(s)
     return tuple(back if v is x else None for v in layer.xs)  # a scale or bias that is data counts as a constant too
+
+
+def shift(g: Graph, layer: Site) -> Value:
+    """What a normalisation adds: its value where x is the same everywhere."""
+    norm = layer.layer.norm
+    if norm is not None:
+        return g.const(norm.shift.astype(layer.y.dtype))
+    return layer(layer.x * 0.0) if len(layer.layer.nodes[0].inputs) > 2 else layer.y * 0.0
 
 
 @rule("lrp.softmax", kinds={"softmax"})

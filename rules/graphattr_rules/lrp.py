@@ -59,6 +59,8 @@ def epsilon(g: Graph, layer: Site, r: Value, *, eps: float = 1e-6, bias: Bias = 
         return share(g, layer, r, [(layer.x, layer.w)], kept(layer, bias), eps)  # type: ignore[return-value]
     s = quotient_of(g, r, layer.y, eps)
     layer.absorbed(stabiliser=lambda: r - s * layer.y)
+    if layer.layer.kind in ("shift", "batchnorm"):
+        layer.absorbed(bias=lambda: s * layer(layer.x * 0.0))
     return tuple(x * back for x, back in zip(layer.xs, layer.vjps(s), strict=True))
 
 
