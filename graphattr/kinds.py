@@ -160,6 +160,9 @@ _BY_OPERANDS: dict[str, Callable[[Node, int, bool], str]] = {
     "Einsum": lambda node, n, first: "bilinear",
     "Conv": lambda node, n, first: "bilinear",
     "ConvTranspose": lambda node, n, first: "bilinear",
+    "GridSample": lambda node, n, first: "mean" if n == 1 and first else "other",
+    "RoiAlign": lambda node, n, first: ("mean" if node.attrs.get("mode", "avg") == "avg" else "maxpool") if n == 1 else "other",
+    "MaxRoiPool": _several("maxpool", "other"),
     "Softmax": lambda node, n, first: "softmax",
     "LogSoftmax": lambda node, n, first: "other",
 }

@@ -171,8 +171,8 @@ def _body(twin: Twin, g: Graph, body: Graph, env: dict[Value, Value]) -> Graph:
     for node in body.nodes:
         if node.domain not in ("", "ai.onnx") and any(map(is_half, (*node.outputs, *node.uses))):
             raise UnsupportedOp(
-                f"{node.domain}:{node.op} (node {node.name!r}) computes in half precision in the body of an If, Loop or Scan, and it "
-                'cannot be evaluated in float32; pass precision="model" (--precision model), or export in float32'
+                f"{node.domain}:{node.op} (node {node.name!r}) computes in half precision in the body of an If, Loop or Scan, "
+                'and it cannot be evaluated in float32; pass precision="model" (--precision model), or export in float32'
             )
         inner.update(zip(node.outputs, _record(twin, new, node, inner), strict=True))
         nodes[node] = new.nodes[-1]
