@@ -16,8 +16,9 @@ from ..layers import Layer
 from .block import Block, Miss, View, block
 from .probe import evaluate
 
-GRID = np.linspace(-8.0, 8.0, 257)
-TOLERANCE = 1e-4
+FAR = np.array([10.0, 12.0, 16.0, 20.0, 30.0, 50.0, 100.0, 300.0])  # a bound may lie far out
+GRID = np.concatenate([-FAR[::-1], np.linspace(-8.0, 8.0, 257), FAR])
+TOLERANCE = 1e-4 * np.maximum(1, np.abs(GRID) / 8)
 MOST_CONSTANTS = 3  # scales and shifts by one number behind an activation that may belong to it
 MOST_NODES = 40
 
@@ -107,7 +108,7 @@ def name_of(layers: Sequence[Layer], view: View) -> str | None:
     key = tuple((n.op, repr(sorted(n.attrs.items())), tuple(_role(v, place, inputs) for v in n.inputs)) for n in nodes)
     if key not in view.named:
         values = _on_grid(layers, nodes, inputs, view)
-        close = (n for n, known in _table().items() if values is not None and np.abs(values - known).max() <= TOLERANCE)
+        close = (n for n, known in _table().items() if values is not None and (np.abs(values - known) <= TOLERANCE).all())
         view.named[key] = next(close, None)
     return view.named[key]
 

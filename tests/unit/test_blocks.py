@@ -37,6 +37,7 @@ def test_an_activation_is_named_by_its_values(name):
     (lambda g, x: g.Gelu(x), "GELU (erf)"), (lambda g, x: g.Gelu(x, approximate="tanh"), "GELU (tanh)"),
     (lambda g, x: g.Clip(x + 3.0, 0.0, 6.0) / 6.0, "HardSigmoid"), (lambda g, x: g.HardSigmoid(x), "HardSigmoid (slope 0.2)"),
     (lambda g, x: 1.7159 * g.Tanh(x * np.float32(2 / 3)), "scaled tanh"), (lambda g, x: g.LeakyRelu(x, alpha=0.1), "LeakyRelu"),
+    (lambda g, x: g.Clip(x, 0.0, 20.0), "Clip"), (lambda g, x: g.Clip(x, 0.0), "ReLU"),
     (lambda g, x: x * g.Sigmoid(1.6 * x), "elementwise: Mul+Sigmoid+Mul"),
     (lambda g, x: x * g.Sigmoid(x * array(4, 1)), "elementwise: Mul+Sigmoid+Mul")])
 def test_names(build, name):
