@@ -8,7 +8,7 @@ import graphattr
 from graphattr.foreign import standardise
 from tests.unit.test_foreign import close, model, ms, outcome, same, x
 
-__all__ = ["close", "conserved", "model", "ms", "outcome", "replica", "same", "slope", "stays", "x"]
+__all__ = ["close", "conserved", "model", "ms", "outcome", "replica", "same", "slope", "stays", "symbolic", "x"]
 
 
 def slope(m, feeds, name="x", h=1e-2, tolerance=2e-3, runs=None):
@@ -49,3 +49,12 @@ def conserved(m, feeds, tolerance=1e-4):
         parts = [v.astype(float) for k, v in found.items() if k.endswith("attribution")]
         assert all(np.isfinite(v).all() for v in parts)
     assert abs(sum(v.sum() for v in parts) - y.sum()) <= tolerance * np.abs(y).sum()
+
+
+def symbolic(m, /, **names):
+    """The model with names for axes of its inputs; "" leaves an axis as it is."""
+    for v in m.graph.input:
+        for d, name in zip(v.type.tensor_type.shape.dim, names.get(v.name, ()), strict=False):
+            if name:
+                d.dim_param = name
+    return m

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.unit.foreigners import conserved, model, ms, replica, same, slope, stays, x
+import graphattr
+from tests.unit.foreigners import conserved, model, ms, outcome, replica, same, slope, stays, symbolic, x
 
 B, S, P, N, H, V = 2, 5, 3, 2, 4, 3     # batch, sequence, past, heads, head size, head size of values
 D, I32 = N * H, np.int32
@@ -89,12 +90,26 @@ def test_attention_stays(why):
 def test_attention_of_symbolic_sizes():
     """Nothing but the widths is known before the run."""
     m = model([ms("Attention", "x,w,b,m", num_heads=N, unidirectional=1)], {"x": SEQ, "m": LENGTHS}, PACKED)
-    for v, names in zip(m.graph.input, (["B", "S"], ["M"])):
-        for d, name in zip(v.type.tensor_type.shape.dim, names):
-            d.dim_param = name
+    symbolic(m, x=("B", "S"), m=("M",))
     for mask in (LENGTHS, STARTS):
         same(m, {"x": SEQ, "m": mask}, rtol=4e-6)
     slope(m, {"x": SEQ, "m": STARTS})
+
+
+def test_half_precision():
+    """ONNX Runtime has no such kernel for the CPU; the rewritten model runs, and its float32 twin is explained."""
+    weights = {**PACKED, "m": RAW}
+    half = {k: v.astype(np.float16) if k != "m" else v for k, v in weights.items()}
+    n = ms("Attention", "x,w,b,m", num_heads=N, unidirectional=1)
+    rounded = {k: v.astype(np.float32) if k != "m" else v for k, v in half.items()}
+    data, wide = SEQ.astype(np.float16), SEQ.astype(np.float16).astype(np.float32)
+    seed, found = x(B, S, D), []
+    for held, feed in ((half, data), (rounded, wide)):
+        made = graphattr.convert(model([n], {"x": feed}, held), method="gradient", target="seed").model
+        found.append(outcome(made, {"x": feed, "seed": seed}))
+    assert found[0][0].dtype == np.float16
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=3e-3 * np.abs(b).max())
 
 
 def levels(*shape, dtype=np.uint8):
@@ -180,7 +195,7 @@ def test_packed_queries_keys_and_values():
     packed, bias = x(B, S, N, 3, H), x(3 * D)
     q, k, v = (np.ascontiguousarray(packed[:, :, :, i].transpose(0, 2, 1, 3)) for i in range(3))
     m = model([ms("MultiHeadAttention", "x", num_heads=N)], {"x": packed})
-    replica(m, {"x": packed}, [attended(q, k, v)])
+    slope(m, {"x": packed}, runs=replica(m, {"x": packed}, [attended(q, k, v)]))
     m = model([ms("MultiHeadAttention", "x,,,b", num_heads=N)], {"x": packed}, {"b": bias})
     shifts = (b.reshape(1, N, 1, H) for b in np.split(bias, 3))
     replica(m, {"x": packed}, [attended(*(a + b for a, b in zip((q, k, v), shifts)))])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.unit.foreigners import conserved, model, ms, replica, same, slope, stays, x
+from tests.unit.foreigners import conserved, model, ms, replica, same, slope, stays, symbolic, x
 
 B, S, N, G, H, M = 2, 4, 4, 2, 16, 12       # batch, sequence, heads of queries, of keys, head size, positions known
 I32, I64 = np.int32, np.int64
@@ -131,3 +131,15 @@ def test_gemma():
     m = model([ms("GemmaRotaryEmbedding", "a,x,q,k,r", "y,z")], {"x": q}, {"a": angles, "q": turned_q, "k": k, "r": turned_k},
               outputs=("y", "z"))
     replica(m, {"x": q}, [q * c + turned_q * s, k * c + turned_k * s])
+
+
+@pytest.mark.parametrize("case", ["rotary", "step", "prompt with cache"])
+def test_symbolic_sizes(case):
+    """Lengths of batch, sequence and cache are known to the run only."""
+    inputs, attrs, weights = GROUPED[case]
+    feeds = {"x": SEQ, **{k: v for k, v in weights.items() if k in inputs.split(",") and k not in "cs"}}
+    n = ms("GroupQueryAttention", inputs, "y,nk,nv", num_heads=N, kv_num_heads=G, **attrs)
+    m = model([n], feeds, TABLE, outputs=("y", "nk", "nv"))
+    symbolic(m, **dict.fromkeys("xkv", ("B", "S")), l=("B",), pk=("B", "", "P"), pv=("B", "", "P"))
+    same(m, feeds, rtol=1e-5)
+    slope(m, feeds)
