@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,6 +27,9 @@ def content_after(op: str, inputs: Sequence[Value | None], attrs: Mapping[str, A
     """Elements of the output when op is shape arithmetic on tensors whose elements are (partly) known; else None."""
     if op == "Shape" and inputs[0] is not None and inputs[0].shape is not None:
         return inputs[0].shape[attrs.get("start", 0) : attrs.get("end")]
+    if op == "Size" and inputs[0] is not None and inputs[0].shape is not None:
+        sizes = [d for d in inputs[0].shape if isinstance(d, int)]
+        return math.prod(sizes) if len(sizes) == len(inputs[0].shape) else None
     if op not in _ARITHMETIC or any(v is not None and v.content is None for v in inputs):
         return None
     args = [v.content if v is not None else None for v in inputs]

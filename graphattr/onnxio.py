@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -152,7 +152,7 @@ def _attributes(
     decoded: dict[str, Any] = {}
     for a in attributes:
         if a.type == onnx.AttributeProto.GRAPH:
-            decoded[a.name] = _body(g, a.g, env, table, inputs)
+            decoded[a.name] = _body(g, a.g, env, table, _received(attributes, inputs))
         elif a.type in (
             onnx.AttributeProto.FLOAT,
             onnx.AttributeProto.INT,
@@ -183,17 +183,35 @@ def _constant_node(g: Graph, name: str, attrs: Mapping[str, Any], table: Table) 
     )
 
 
-def _body(
-    g: Graph, proto: onnx.GraphProto, outer: Mapping[str, Value], table: Table, inputs: Sequence[Value | None]
-) -> Graph:
+Typed: TypeAlias = "tuple[Any, Shape | None]"
+
+
+def _received(attributes: Any, inputs: Sequence[Value | None]) -> list[Typed]:
+    """What a node gives its body: a Scan slices, and a state of constant shape; a Loop values whose shape may change."""
+    held = {a.name: a for a in attributes}
+    if "num_scan_inputs" not in held:
+        return [(None, None) if x is None else (x.dtype, None) for x in inputs]
+    count = held["num_scan_inputs"].i
+    axes = list(held["scan_input_axes"].ints) if "scan_input_axes" in held else [0] * count
+    axis_of = dict(zip(range(len(inputs) - count, len(inputs)), axes, strict=False))
+    return [(None, None) if x is None else (x.dtype, _slice_of(x.shape, axis_of.get(i))) for i, x in enumerate(inputs)]
+
+
+def _slice_of(shape: Shape | None, axis: int | None) -> Shape | None:
+    if not shape or axis is None:
+        return shape
+    return tuple(d for i, d in enumerate(shape) if i != axis % len(shape))
+
+
+def _body(g: Graph, proto: onnx.GraphProto, outer: Mapping[str, Value], table: Table, received: Sequence[Typed]) -> Graph:
     """A Loop, If or Scan body: its own tape, reading the outer one. Its constants belong to the outermost graph."""
     body, root = Graph(g.opset, proto.name, g), g
     while root.parent is not None:
         root = root.parent
     types = {v.name: _declared(v) for v in [*proto.input, *proto.value_info, *proto.output]}
-    for v, x in zip(proto.input, inputs, strict=False):
-        if types[v.name][0] is None and x is not None:  # a body may leave it to the node what it is given
-            types[v.name] = (x.dtype, types[v.name][1])
+    for v, (dtype, shape) in zip(proto.input, received, strict=False):  # a body may leave it to the node what it is given
+        said = types[v.name]
+        types[v.name] = (said[0] or dtype, shape if said[1] is None else said[1])
     env = dict(outer)
     env.update((t.name, _stored(root, t, table.source.folder, root.fresh(t.name))) for t in proto.initializer)
     env.update((v.name, body.input(v.name, *types[v.name])) for v in proto.input)

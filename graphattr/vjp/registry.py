@@ -155,12 +155,22 @@ def pull(g: Graph, node: Node, cotangents: Sequence[Value | None], needs: Iterab
         )
     if not many and cotangents[0] is None:
         return [None] * len(node.inputs)
+    if all(_is_empty(node.inputs[i]) for i in node.needs):
+        return [_zeros(g, x) if x is not None and i in node.needs else None for i, x in enumerate(node.inputs)]
     found = list(f(g, node, tuple(cotangents) if many else cotangents[0]))
     found = (found + [None] * len(node.inputs))[: len(node.inputs)]
     return [
         fit(g, dx, x) if dx is not None and x is not None and i in node.needs else None
         for i, (dx, x) in enumerate(zip(found, node.inputs, strict=True))
     ]
+
+
+def _is_empty(x: Value | None) -> bool:
+    return x is not None and x.shape is not None and 0 in x.shape
+
+
+def _zeros(g: Graph, x: Value) -> Value:
+    return g.emit("ConstantOfShape", g.shape(x), value=np.zeros(1, x.dtype), out_shape=x.shape)
 
 
 def pullback(

@@ -16,10 +16,11 @@ ZERO = {
 }
 NONE = {
     "works on text; attribute to the first float tensor behind it": (
-        "RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer ai.onnx.ml:CategoryMapper ai.onnx.ml:LabelEncoder"
+        "RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer ai.onnx.ml:CategoryMapper "
+        "ai.onnx.ml:LabelEncoder"
     ),
     "decodes a compressed image; attribute to the picture behind it": "ImageDecoder",
-    "is made of thresholds: its derivative is zero wherever it has one, which explains nothing (use SHAP values of the trees)": (
+    "is made of thresholds: its derivative is zero wherever it has one, which explains nothing (use SHAP values)": (
         "ai.onnx.ml:TreeEnsemble ai.onnx.ml:TreeEnsembleClassifier ai.onnx.ml:TreeEnsembleRegressor"
     ),
     "sums kernels over support vectors, which is not written out; export a linear model or a network": (
@@ -29,8 +30,8 @@ NONE = {
         "ai.onnx.ml:CastMap ai.onnx.ml:DictVectorizer ai.onnx.ml:OneHotEncoder"
     ),
     "works on a sequence or an optional whose members are known at run time only; give the model tensors in its place": (
-        "ConcatFromSequence Optional OptionalGetElement OptionalHasElement SequenceAt SequenceConstruct SequenceEmpty SequenceErase "
-        "SequenceInsert SequenceLength SplitToSequence"
+        "ConcatFromSequence Optional OptionalGetElement OptionalHasElement SequenceAt SequenceConstruct SequenceEmpty "
+        "SequenceErase SequenceInsert SequenceLength SplitToSequence"
     ),
     "gives maps of labels; explain the scores before it (output=...)": "ai.onnx.ml:ZipMap",
     "is a step of training; export the model for inference": (

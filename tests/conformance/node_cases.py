@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
@@ -249,6 +249,8 @@ def _judge_output(c: Case, output: str, forward: Forward, given: Run, rng: np.ra
         return "not smooth", f"{output}: no value of the output is finite"
     for moved in jittered(forward.feeds, c.inputs, rng):
         try:
+            if given([output], _narrow(c.model, moved))[0].shape != y.shape:
+                raise NotSmooth("the shape of the output depends on the data")
             want, feeds = quotients(score, moved, c.inputs, rng, forward.precision), moved
             break
         except NotSmooth as e:
@@ -276,16 +278,20 @@ def _explain(c: Case, output: str, model: ModelProto, given: Run, feeds: Feeds, 
     except Exception as e:
         return "crash", f"convert: {type(e).__name__}: {_line(e)}"
     names = [explanation.manifest["attributions"][n] for n in c.inputs]
-    kinds = {i.name: i.type.tensor_type.elem_type for i in explanation.model.graph.input}
-    held = {**feeds, "seed": seed}
-    arrays = {k: np.asarray(held[k]).astype(onnx.helper.tensor_dtype_to_np_dtype(t)) if t in FLOATS else held[k]
-              for k, t in kinds.items()}
+    arrays = _narrow(explanation.model, {**feeds, "seed": seed})
     try:
         with np.errstate(all="ignore"):
             found = dict(zip(c.inputs, _run_like(given, explanation.model, names, arrays), strict=True))
     except Exception as e:
         return "crash", f"run: {_line(e)}"
     return _compare(c, found, feeds, want or [], set(explanation.manifest["unaffected"]))
+
+
+def _narrow(model: ModelProto, feeds: Feeds) -> dict[str, Array]:
+    """The feeds in the model's types."""
+    kinds = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
+    return {k: np.asarray(feeds[k]).astype(helper.tensor_dtype_to_np_dtype(t)) if t in FLOATS else feeds[k]
+            for k, t in kinds.items()}
 
 
 def _run_like(given: Run, model: ModelProto, names: list[str], feeds: Mapping[str, Any]) -> list[Array]:

@@ -150,3 +150,31 @@ def test_inspect_lists_what_is_inside():
     rows = {r["name"]: r for r in graphattr.inspect(parsed(LOOP), method="lrp.epsilon", output="y")["layers"]}
     assert rows["y"]["op"] == "Loop"
     assert rows["y/wa"]["rule"] == "lrp.epsilon"
+
+
+def test_the_body_of_a_scan_may_leave_all_types_to_the_node():
+    """Linear attention, as ONNX's function body writes it: ranks inside come from outside."""
+    text = HEAD + """g (float[2,4,3] k, float[2,4,3] q) => (float[3,3] end, float[2,4,3] y) {
+      zero = Constant <value = float {0.0}> ()
+      shape = Constant <value = int64[2] {3, 3}> ()
+      start = Expand (zero, shape)
+      end, y = Scan <num_scan_inputs = 2, scan_input_axes = [1, -2], scan_output_axes = [1],
+                     body = body (s, k_t, q_t) => (t, out) {
+        kt = Transpose (k_t)
+        outer = MatMul (kt, k_t)
+        t = Add (s, outer)
+        out = MatMul (q_t, t)
+      }> (start, k, q)
+    }"""
+    k, q = (RNG.standard_normal((2, 4, 3)).astype(np.float32) for _ in range(2))
+    seed = RNG.standard_normal((2, 4, 3)).astype(np.float32)
+    made = graphattr.convert(onnx.parser.parse_model(text), "gradient", target="seed", output="y", wrt=["k", "q"])
+    found = graphattr.Explainer(made)({"k": k, "q": q, "seed": seed}).scores
+
+    def score(k, q):
+        return sum(np.sum(q[:, i] @ sum(k[:, j].T @ k[:, j] for j in range(i + 1)) * seed[:, i]) for i in range(4))
+
+    for name, x in (("k", k), ("q", q)):
+        u, h = RNG.standard_normal(x.shape), 1e-5
+        ends = [score(**({"k": k.astype(float), "q": q.astype(float)} | {name: x + s * h * u})) for s in (1, -1)]
+        assert np.sum(found[name] * u) == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-4, abs=1e-4)

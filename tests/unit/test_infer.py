@@ -148,3 +148,9 @@ def test_fourier_transforms():
     assert isinstance(g.DFT(x, length, 1).shape[1], str)
     assert g.STFT(x, 2, None, 4).shape[3] == 2
     assert g.STFT(x, 2, None, 4, onesided=1).shape == ("N", 3, 3, 2)
+
+
+def test_the_number_of_elements_is_known_where_the_shape_is():
+    g = Graph(18)
+    assert g.Size(g.input("x", np.float32, (2, 3))).content == 6
+    assert g.Size(g.input("y", np.float32, ("N", 3))).content is None

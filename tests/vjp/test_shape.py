@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from graphattr.graph import Graph, Value
-from tests.vjp.checking import Case, case, check_case, rows, sampler
+from tests.vjp.checking import Case, case, check_case, gradient, rows, sampler
 from tests.vjp.windows import check_symbolic
 
 draw = sampler(4)
@@ -164,3 +164,10 @@ SYMBOLIC = [
 @pytest.mark.parametrize(("c", "opset"), rows(SYMBOLIC))
 def test_symbolic_sizes(c: Case, opset: int) -> None:
     check_symbolic(c, opset, [("N", 2, "H", "W")], *SIZES)
+
+
+def test_a_value_without_elements_has_a_cotangent_without_elements() -> None:
+    x = np.zeros((0, 3, 4))
+    for build in (lambda g, v: g.Reshape(v, [3, 4, 0], allowzero=1), lambda g, v: g.ReduceProd(v, [0], keepdims=0)):
+        (dx,) = gradient(build, x, opset=18)
+        assert dx.shape == x.shape
