@@ -8,7 +8,22 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from ..graph import Graph, Node
 from ..rewrite import Book, Edit, Pen, Stay, edit, scopes
 from ..wellformed import default_opset
-from . import attention, embedding, fused, grouped, learners, lowbits, nhwc, norms, plain, preview, quantised, rotary, staying
+from . import (
+    attention,
+    embedding,
+    fused,
+    grouped,
+    learners,
+    lowbits,
+    nhwc,
+    norms,
+    plain,
+    preview,
+    quantised,
+    rotary,
+    staying,
+    types,
+)
 
 __all__ = ["EDITS", "standardise", "why_foreign"]
 
@@ -43,11 +58,11 @@ def why_foreign(graph: Graph, node: Node) -> str | None:
 
 
 def _pass(model: ModelProto, floats: dict[str, str]) -> bool:
-    book, changed = Book(model, floats), False
+    book, changed, opset = Book(model, floats), False, default_opset(model) or 17
 
     def change(node: NodeProto) -> list[NodeProto]:
         nonlocal changed
-        pen = Pen(book, node, default_opset(model) or 17)
+        pen = Pen(book, node, opset)
         rewrite = EDITS.get(_key(node))
         if rewrite is not None:
             try:
@@ -55,6 +70,7 @@ def _pass(model: ModelProto, floats: dict[str, str]) -> bool:
             except Stay:        # `why_foreign` asks again for the reason, should the node lie on the path
                 return [node]
         changed = changed or bool(pen.nodes)
+        types.learn(book, pen.nodes or [node], opset)
         return pen.nodes or [node]
 
     edit(model.graph.node, change)

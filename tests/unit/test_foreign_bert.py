@@ -5,6 +5,7 @@ import pytest
 from onnx import helper
 
 import graphattr
+from graphattr import foreign
 from graphattr.foreign import standardise
 from tests.unit.foreigners import model, outcome
 
@@ -94,6 +95,14 @@ def test_outputs(both):
     assert not [n.op_type for n in new.graph.node if n.domain or n.op_type == "CastLike"]
     for m in (new, other):
         np.testing.assert_allclose(outcome(m, IDS)[0], outcome(one, IDS)[0], rtol=2e-5, atol=2e-5)
+
+
+def test_one_pass_sees_through_all_layers(both, monkeypatch):
+    """What was rewritten has a type at once, so that the number of passes does not grow with the depth."""
+    passes, before = [], foreign._pass
+    monkeypatch.setattr(foreign, "_pass", lambda *given: passes.append(before(*given)) or passes[-1])
+    standardise(both[0])
+    assert passes == [True, False]
 
 
 @pytest.mark.parametrize("method", ["gradient_x_input", "lrp.epsilon", "lrp.attention", "lrp.attention_cp"])
