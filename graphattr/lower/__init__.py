@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ..errors import MethodError, did_you_mean
 from ..graph import Graph
 from ..simplify import prune
-from . import convolution, flat, layout, mask, pool, scale, stabiliser
+from . import convolution, flat, layout, levels, mask, pool, scale, stabiliser
 from .walk import rewrite
 
 Step = Callable[[Graph], Graph]
@@ -43,6 +43,8 @@ def lower(g: Graph, target: str = "cpu") -> Graph:
         raise MethodError(
             f"lowering must be one of {', '.join(TARGETS)}, not {target!r}{did_you_mean(target, TARGETS)}"
         )
+    if levels.needed(g):  # whatever the machine
+        g = prune(rewrite(g, levels.apart))
     for step in TARGETS[target]:
         g = prune(step(g))
     return g
