@@ -18,6 +18,7 @@ from onnx import TensorProto, numpy_helper
 from .canonical import Canonical
 from .errors import MethodError, UnsupportedOp, did_you_mean
 from .graph import Array, Graph, Node, Stored, Value
+from .kinds import QUANTISERS
 from .simplify import prune, with_nodes
 from .targets import Explained, one_hot
 
@@ -231,7 +232,11 @@ def _wide(own: Graph, v: Value) -> Value:
 def _rounded(own: Graph, y: Value) -> Value:
     """y as it leaves the model: ONNX Runtime computes on the CPU in float32 and skips the rounding between two such nodes; it
     rounds where two nodes in a row (here and in `one_hot`) need no arithmetic."""
-    return own.Reshape(y, own.shape(y)) if is_half(y) else y
+    if not is_half(y):
+        return y
+    made = own.producer(y)
+    levels = made is not None and made.op in QUANTISERS  # behind a sum of one tensor: see `lower.levels`
+    return own.Reshape(own.Sum(y) if levels else y, own.shape(y))
 
 
 def _moved(own: Graph, node: Node, stands: dict[Value, Value], copies: set[Value]) -> Node | None:

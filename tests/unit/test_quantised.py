@@ -195,6 +195,26 @@ def test_signed_levels_from_opset_21_on(quantised, lowering):
     close(got, want, 1e-5)
 
 
+@pytest.mark.parametrize("precision", ["float32", "model"])
+@pytest.mark.parametrize("target", ["argmax", 3])
+def test_half_precision_between_levels(quantised, target, precision):
+    """float16 scales, which ONNX has from opset 19 on."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(quantised["qdq per channel"])
+    proto.opset_import[0].version, proto.ir_version = 21, 10
+    for t in proto.graph.initializer:
+        if t.data_type == F:
+            t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t).astype(np.float16), t.name))
+    for v in [*proto.graph.input, *proto.graph.output]:
+        v.type.tensor_type.elem_type = TensorProto.FLOAT16
+    del proto.graph.value_info[:]
+    x = X.astype(np.float16)
+    a = graphattr.explain(proto, {"x": x}, "lrp.epsilon_plus", target=target, precision=precision)
+    want = graphattr.explain(quantised["qdq per channel"], {"x": x.astype(np.float32)}, "lrp.epsilon_plus", target=target)
+    assert target != "argmax" or np.array_equal(a.target, want.target)
+    close(a.scores["x"], want.scores["x"], 5e-2)        # single values of x lie between two levels
+
+
 def test_a_quantised_gate_is_a_gate(tmp_path):
     """u sigmoid(v): relevance goes to u, also where the gate is quantised."""
     weights = {"w": array(8, 3, 3, 3) / 3, "two": np.array([4, 4]), "w3": array(4, 5, seed=4)}
