@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx
 
-from .backward import Entry, backward
+from .backward import Entry
 from .errors import MethodError, TargetError
 from .fn import reapply
 from .graph import Graph, Value
-from .layers import LayerGraph
+from .layers import Layer, LayerGraph
 from .lookups import of_ids
-from .method import Bound, Method, Plan, plan
+from .method import Method
+from .plan import Bound, Plan, plan
 from .precision import is_half
-from .rule import REGISTRY, constant_like, per_sample_sum
+from .procedure import Job
+from .rule import Found, per_sample_sum
 from .targets import NO_RANK, Explained, Target, Wanted, one_hot
 from .vjp import total
-from .vjp.index import zeros_like
 
 LEDGER_COLUMNS = ("arrived", "sent", "bias", "stabiliser")
 
@@ -53,6 +53,10 @@ class Request:
         """The tensors that relevance has to reach."""
         return list(dict.fromkeys(v for one in self.wanted for v in one.tensors))
 
+    def path_in(self, graph: LayerGraph) -> list[Layer]:
+        """The layers between the attributed tensors and the explained one."""
+        return graph.between(self.wrt, [self.explained.y])
+
 
 def start(g: Graph, request: Request) -> tuple[Value, Value | None]:
     """(e_c, target index), or (the `seed` input, None)."""
@@ -77,7 +81,7 @@ def plan_of(graph: LayerGraph, method: Method, request: Request) -> Plan:
             f"the explained output {request.explained.name!r} does not depend on {', '.join(map(repr, missing))} through any "
             "operator with a derivative, so there is nothing to attribute; choose another output or wrt"
         )
-    return plan(graph, method, graph.between(request.wrt, [request.explained.y]), request.strict)
+    return plan(graph, method.inner, request.path_in(graph), request.strict)
 
 
 def _unaffected(graph: LayerGraph, request: Request) -> list[str]:
@@ -88,79 +92,42 @@ def _unaffected(graph: LayerGraph, request: Request) -> list[str]:
 
 
 def attribute(graph: LayerGraph, method: Method, rules: Plan, request: Request, begin: tuple[Value, Value | None]) -> Written:
-    """Append one method's backward pass to the graph."""
+    """Append one method's passes to the graph."""
     g, y = graph.graph, request.explained.y
-    path = graph.between(request.wrt, [y])
+    if request.ledger and method.procedure:
+        raise MethodError(f"method {method.name!r} makes many passes; a ledger is of one: pass ledger=False")
     entries: list[Entry] | None = [] if request.ledger else None
-    seeds = _seeds(g, method, y, begin, request.target)
-    passes = [backward(graph, rules, path, {y: r}, request.wrt, entries) for r in seeds]
+    job = Job(graph, y, begin[0], request.wrt, list(g.nodes), (graph, request.path_in(graph)), request.target == "seed",
+              request.strict)
+    found = job.run(method, entries)
     written = Written(method, {}, rules, unaffected=_unaffected(graph, request))
-    references: dict[Value, Value] = {}
-    finished = {}
-    for x in request.wrt:
-        maps = tuple(p[x] if x in p else zeros_like(g, x) for p in passes)
-        finished[x] = _finish(g, method, x, maps, references)
+    finished = dict(zip(request.wrt, found.maps, strict=True))
     for one in request.wanted:
         written.attributions[one.x.name] = of_ids(g, one.x, one.lookups, finished) if one.lookups else finished[one.x]
+    written.extras.update(found.extras)
     if request.delta:
-        written.extras["delta"] = _delta(graph, method, request, seeds, begin, written, references)
+        written.extras["delta"] = _delta(job, method, request, written, found)
     if entries is not None:
         written.extras["ledger"] = _ledger(g, y, entries)
         written.ledger_layers = [e.layer for e in entries]
     return written
 
 
-def _seeds(g: Graph, method: Method, y: Value, begin: tuple[Value, Value | None], target: Target) -> tuple[Value, ...]:
-    with g.scope(f"seed/{method.seed}"):
-        seeds = tuple(REGISTRY.seeds[method.seed].apply(g, y, begin[0]))
-    if target != "seed":
-        return seeds
-    if len(seeds) > 1:
-        raise MethodError(f"method {method.name!r} makes its own {len(seeds)} seeds; it cannot take target='seed'")
-    return (begin[0],)
-
-
-def _finish(g: Graph, method: Method, x: Value, maps: tuple[Value, ...], references: dict[Value, Value]) -> Value:
-    step = REGISTRY.finishes[method.finish]
-    params: dict[str, Any] = {k: v for k, v in method.params.items() if k in step.params}
-    if isinstance(params.get("baselines"), str):
-        params["baselines"] = references[x] = baseline_input(g, x)
-    elif params.get("baselines") is not None:
-        try:
-            params["baselines"] = references[x] = constant_like(g, x, params["baselines"])
-        except MethodError as e:
-            raise MethodError(f"method {method.name!r}, parameter 'baselines': {e}") from e
-    with g.scope(f"finish/{method.finish}"):
-        result: Value = step.apply(g, x, maps, **params)
-    return result
-
-
-def baseline_input(g: Graph, x: Value) -> Value:
-    """The graph input `<x>_baseline`, shared by all methods of the file."""
-    name = f"{x.name}_baseline"
-    held = [v for v in g.inputs if v.name == name]
-    return held[0] if held else g.input(name, x.dtype, x.shape)
-
-
-def _delta(
-    graph: LayerGraph,
-    method: Method,
-    request: Request,
-    seeds: Sequence[Value],
-    begin: tuple[Value, Value | None],
-    written: Written,
-    references: Mapping[Value, Value],
-) -> Value:
+def _delta(job: Job, method: Method, request: Request, written: Written, found: Found) -> Value:
     """[N]: what the attributions should add up to, minus what they do."""
-    g, y = graph.graph, request.explained.y
-    wanted, maps = seeds[0], list(written.attributions.values())
-    if method.expects not in ("zero", "seed"):
-        changed = reapply(g, y, {x: _filled(g, x, references.get(x)) for x in request.wrt})
-        wanted = (y - changed) * begin[0]
+    g, y = job.g, job.y
+    maps = list(written.attributions.values())
+    if method.expects == "difference":
+        changed = reapply(g, y, {x: _filled(g, x, found.references.get(x)) for x in request.wrt})
+        wanted = (y - changed) * job.onehot
+    elif method.expects == "score":
+        wanted = y * job.onehot
+    else:
+        wanted = job.onehot if method.procedure else job.seeds(method)[0]
     wanted, *maps = of_one_type(g, [wanted, *maps])
-    found = total(g, [per_sample_sum(g, a) for a in maps])
-    assert found is not None
-    return -found if method.expects == "zero" else per_sample_sum(g, wanted) - found
+    summed = total(g, [per_sample_sum(g, a) for a in maps])
+    assert summed is not None
+    return -summed if method.expects == "zero" else per_sample_sum(g, wanted) - summed
 
 
 def of_one_type(g: Graph, values: Sequence[Value]) -> list[Value]:

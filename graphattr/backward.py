@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import BuildError, GraphattrError
-from .fn import Site
+from .fn import Context, Site
 from .graph import Graph, Value
 from .infer import Shape, shape_text
 from .layers import Layer, LayerGraph, to_layers
-from .method import Bound, Plan
+from .plan import Bound, Plan
 from .vjp import fit, pull_control, total
 
 
@@ -32,9 +32,10 @@ def backward(
     seeds: Mapping[Value, Value],
     wrt: Sequence[Value],
     ledger: list[Entry] | None = None,
+    context: Context | None = None,
 ) -> dict[Value, Value]:
     """Relevance (or gradient) at each wrt tensor that any reaches. Where a tensor has several readers, their shares add up."""
-    g = graph.graph
+    g, context = graph.graph, context or Context()
     arriving: dict[Value, list[Value]] = {v: [r] for v, r in seeds.items()}
     wanted = frozenset(v for layer in path for v in layer.ys) | frozenset(wrt)
     for layer in reversed(path):
@@ -46,10 +47,10 @@ def backward(
                 arriving[y] = [r]
         bound = plan[layer.name]
         entry = Entry(layer.name, [r for r in rs if r is not None])
-        site = Site(g, layer, graph, wanted, entry.absorbed if ledger is not None else None)
+        site = Site(g, layer, graph, wanted, entry.absorbed if ledger is not None else None, context)
         with g.scope(f"{layer.name}/{bound.rule.name}"):
             if layer.bodies:
-                shares = pull_control(g, layer.nodes[0], rs, wanted, _walk(layer, plan))
+                shares = pull_control(g, layer.nodes[0], rs, wanted, _walk(layer, plan, context))
             else:
                 shares = [(x, r) for x, r in zip(layer.xs, _apply(g, site, bound, rs), strict=True) if r is not None]
         for x, share in shares:
@@ -61,7 +62,7 @@ def backward(
     return {v: r for v in wrt if (r := total(g, arriving.get(v, []))) is not None}
 
 
-def _walk(layer: Layer, plan: Plan) -> Callable[..., Mapping[Value, Value]]:
+def _walk(layer: Layer, plan: Plan, context: Context) -> Callable[..., Mapping[Value, Value]]:
     """How relevance passes a body: as it passes the graph, by the rules of the plan."""
 
     def through(
@@ -70,7 +71,7 @@ def _walk(layer: Layer, plan: Plan) -> Callable[..., Mapping[Value, Value]]:
         body = layer.bodies[attr]
         shown = [stands.get(v, v) for _, v in body.graph.outputs]
         inner = to_layers(step, [stands.get(v, v) for v in body.roots], shown, body.prefix)
-        return backward(inner, plan, inner.between(wrt, seeds), seeds, wrt)
+        return backward(inner, plan, inner.between(wrt, seeds), seeds, wrt, None, context)
 
     return through
 

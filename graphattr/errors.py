@@ -4,6 +4,7 @@ GraphattrError
     ModelError         the file cannot be read, or is outside what we accept
     UnsupportedOp      no derivative or no rule for an operator on the path
     MethodError        unknown method or rule, bad parameter, no table line matched
+        MissingFit     a rule needs learned parameters, and there are none
     TargetError        a target, output or wrt that the model does not have
     BuildError         an emitted node is not legal ONNX
     RunError           wrong feeds, or ONNX Runtime refused
@@ -29,6 +30,10 @@ class UnsupportedOp(GraphattrError):
 
 
 class MethodError(GraphattrError):
+    pass
+
+
+class MissingFit(MethodError):
     pass
 
 

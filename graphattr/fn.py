@@ -8,14 +8,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from .errors import UnsupportedOp
-from .graph import Graph, Node, Value
+from .errors import MissingFit, UnsupportedOp
+from .graph import Array, Graph, Node, Value
 from .layers import Layer, LayerGraph
 from .vjp import FROZEN, pull, pullback
 from .vjp.index import zeros_like
 
 Out = Value | tuple[Value | None, ...]  # None where nothing is sent to a data input
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a backward pass brings along: the attributed tensors' references, learned arrays by layer name, notes of its rules."""
+
+    references: Mapping[Value, Value] = field(default_factory=dict)
+    learned: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
+    notes: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +37,7 @@ class Site:
     graph: LayerGraph
     wanted: frozenset[Value]  # the data inputs to which relevance must flow
     ledger: dict[str, list[Value]] | None = field(default=None)
+    context: Context = field(default_factory=Context)
 
     @property
     def x(self) -> Value:
@@ -53,6 +64,21 @@ class Site:
     def gate(self) -> int | None:
         """Index of the operand of a product that is a gate, if exactly one is."""
         return self.graph.gate(self.layer)
+
+    def reference(self, v: Value) -> Value:
+        """The value that a tensor has where the attributed ones have their references."""
+        held = self.context.notes.setdefault("reference", {})
+        if v not in held:
+            held[v] = reapply(self.g, v, self.context.references)
+        found: Value = held[v]
+        return found
+
+    def learned(self, name: str) -> Value:
+        """An array that was learned for this layer; MissingFit when there is none."""
+        held = self.context.learned.get(self.layer.name, {})
+        if name not in held:
+            raise MissingFit(f"layer {self.layer.name!r} has no learned {name!r}; make one with `graphattr fit` and pass fitted=")
+        return self.g.const(held[name], self.w.dtype)
 
     def nonnegative(self, x: Value) -> bool:
         return x in self.graph.nonnegative

@@ -16,7 +16,8 @@ from .export import Explanation, read_manifest
 from .graph import Array, Graph, Value
 from .infer import read_type, shape_text
 from .layers import Layer, LayerGraph, to_layers
-from .method import Bound, Method, binder, with_bodies
+from .method import Method
+from .plan import Bound, binder, with_bodies
 from .runtime import Explainer, open_session
 from .source import Source, read
 from .targets import attributed, data_roots, explained_output

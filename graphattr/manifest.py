@@ -9,7 +9,7 @@ from .attribute import LEDGER_COLUMNS, Request, Written
 from .canonical import Canonical
 from .graph import Value
 from .layers import LayerGraph
-from .method import Bound
+from .plan import Bound
 from .targets import entries
 from .version import __version__
 

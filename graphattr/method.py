@@ -1,29 +1,22 @@
-"""Methods are tables: which rule on which layer, first match wins. TOML -> Method; (LayerGraph, Method) -> Plan."""
+"""Methods are tables: which rule on which layer (see `plan.py`), or a procedure of many passes. TOML -> Method."""
 
 from __future__ import annotations
 
-import fnmatch
+import dataclasses
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import networkx as nx
-
-from . import sequences
-from .errors import MethodError, UnsupportedOp, did_you_mean
-from .foreign import why_foreign
-from .layers import Layer, LayerGraph
-from .recurrent import obstacle
-from .rule import KINDS, REGISTRY, Rule, Step, describe, load_rules
-from .vjp.why import WHY
+from .errors import MethodError, did_you_mean
+from .rule import KINDS, REGISTRY, MethodName, Rule, Step, describe, load_rules
 
 POSITIONS = ("first", "last", "input")
 WHERE = ("kind", "op", "name", "position", "given")
-EXPECTS = ("seed", "difference", "zero")
-HEAD = {"summary": "", "source": "", "seed": "onehot", "finish": "raw", "expects": "seed"}
+EXPECTS = ("seed", "difference", "score", "zero")
+HEAD = {"summary": "", "source": "", "seed": "onehot", "finish": "raw", "expects": "seed", "procedure": ""}
 KEYS = (*HEAD, "with", "base", "assign")
 
 
@@ -39,10 +32,10 @@ class Assign:
 
 @dataclass(frozen=True)
 class Method:
-    """A table of rules, the seed that starts the backward pass and the finish that ends it.
+    """A table of rules, the seed that starts the backward pass and the finish that ends it; or a procedure of many passes.
 
     `expects` is what the attributions should add up to: the sum of the seed ("seed"), the change of the explained score
-    from the baseline to the input ("difference"), or nothing ("zero").
+    from the baseline to the input ("difference"), the score itself ("score"), or nothing ("zero").
     """
 
     name: str
@@ -53,29 +46,50 @@ class Method:
     expects: str = "seed"
     summary: str = ""
     source: str = ""
+    procedure: str = ""
+
+    @property
+    def steps(self) -> list[Step]:
+        """The registered parts besides the rules: the procedure, or seed and finish."""
+        if self.procedure:
+            return [_step("procedures", self.procedure)]
+        return [_step("seeds", self.seed), _step("finishes", self.finish)]
+
+    @property
+    def inner(self) -> Method:
+        """The method whose rules the layers get: a procedure's `base` (or what it calls so) or the gradient, else this one."""
+        if not self.procedure:
+            return self
+        step = _step("procedures", self.procedure)
+        name = next((p.name for p in step.params.values() if p.type is MethodName), None)
+        chosen = "gradient" if name is None else self.params.get(name, step.params[name].default)
+        inner = load_method(chosen).inner
+        return inner.with_params({k: v for k, v in self.params.items() if k not in step.params and k in inner.parameters()})
 
     def parameters(self) -> dict[str, Any]:
         """Every parameter a caller may set: name -> (type in words, default)."""
-        found: dict[str, Any] = {"seed": ("the name of a seed", self.seed)}
+        found: dict[str, Any] = {} if self.procedure else {"seed": ("the name of a seed", self.seed)}
         for line in self.assign:
             for p in _rule(line.rule, line.line).params.values():
                 default = line.params.get(p.name, self.params.get(p.name, None if p.required else p.default))
                 found.setdefault(p.name, (describe(p.type), default))
-        for step in (_step("seeds", self.seed), _step("finishes", self.finish)):
+        for step in self.steps:
             for p in step.params.values():
                 found.setdefault(p.name, (describe(p.type), self.params.get(p.name, None if p.required else p.default)))
+        if self.inner is not self:
+            found = {**self.inner.parameters(), **found}
         return found
 
     def with_params(self, params: Mapping[str, Any]) -> Method:
         """The method with the caller's parameters; MethodError on an unknown name or a wrong type."""
-        known = self.parameters()
+        known = dataclasses.replace(self, params={**self.params, **params}).parameters()
         for name, value in params.items():
             if name not in known:
                 raise MethodError(
                     f"method {self.name!r} has no parameter {name!r}{did_you_mean(name, known)} "
                     f"(it has {', '.join(sorted(known))})"
                 )
-            for schema in [_rule(a.rule, a.line).params for a in self.assign] + [_step("finishes", self.finish).params]:
+            for schema in [_rule(a.rule, a.line).params for a in self.assign] + [step.params for step in self.steps]:
                 if name in schema:
                     schema[name].check(value, f"method {self.name!r}")
         chosen = dict(params)
@@ -90,22 +104,7 @@ class Method:
             )
             for a in self.assign
         )
-        return Method(self.name, lines, seed, self.finish, {**self.params, **chosen}, self.expects, self.summary, self.source)
-
-
-@dataclass(frozen=True)
-class Bound:
-    """What one layer got: the rule, its parameters, and the table line that matched. `fallback`: by strict=False."""
-
-    rule: Rule
-    params: Mapping[str, Any]
-    line: str
-    fallback: bool = False
-
-
-Plan = Mapping[str, Bound]
-
-BODY = Rule("body", frozenset({"control"}), lambda g, layer, r: layer.vjps(r), {}, "An If, Loop or Scan: rules inside.", __name__)
+        return dataclasses.replace(self, assign=lines, seed=seed, params={**self.params, **chosen})
 
 
 # -- tables -------------------------------------------------------------------------------------------------------
@@ -148,10 +147,14 @@ def read_method(path: Path, name: str) -> Method:
         head["expects"],
         head["summary"],
         head["source"],
+        head["procedure"],
     )
-    if not lines:
+    if not lines and not method.procedure:
         raise MethodError(f'{path}: the table has no line; write [[assign]] with a rule, or a base such as base = "lrp.epsilon"')
-    steps = [_step("seeds", method.seed, f"{path}: "), _step("finishes", method.finish, f"{path}: ")]
+    try:
+        steps = method.steps
+    except MethodError as e:
+        raise MethodError(f"{path}: {e}") from e
     schemas = [*(_rule(a.rule, a.line).params for a in lines), *(step.params for step in steps)]
     known = {key for schema in schemas for key in schema}
     for key, value in defaults.items():
@@ -216,9 +219,9 @@ def _assign(entry: Mapping[str, Any], line: str) -> Assign:
     for key, value in where.items():
         if key not in WHERE:
             raise MethodError(f"{line}: unknown condition {key!r}{did_you_mean(key, WHERE)}")
-        if not all(isinstance(v, str) for v in _listed(value)):
+        if not all(isinstance(v, str) for v in listed(value)):
             raise MethodError(f"{line}: the condition {key} must be a name or a list of names, not {value!r}")
-    for kind in _listed(where.get("kind", [])):
+    for kind in listed(where.get("kind", [])):
         if kind not in KINDS:
             raise MethodError(f"{line}: unknown kind {kind!r}{did_you_mean(kind, KINDS)}")
     if where.get("position", "first") not in POSITIONS:
@@ -244,112 +247,13 @@ def _rule(name: str, line: str) -> Rule:
     return REGISTRY.rules[name]
 
 
-def _step(table: str, name: str, where: str = "") -> Step:
+def _step(table: Literal["seeds", "finishes", "procedures"], name: str) -> Step:
     steps: Mapping[str, Step] = getattr(REGISTRY, table)
     if name not in steps:
-        raise MethodError(
-            f"{where}unknown {table[:-1] if table == 'seeds' else 'finish'} {name!r}{did_you_mean(str(name), steps)} "
-            f"(known: {', '.join(sorted(steps))})"
-        )
+        one = {"seeds": "seed", "finishes": "finish", "procedures": "procedure"}[table]
+        raise MethodError(f"unknown {one} {name!r}{did_you_mean(str(name), steps)} (known: {', '.join(sorted(steps))})")
     return steps[name]
 
 
-def _listed(v: Any) -> list[Any]:
+def listed(v: Any) -> list[Any]:
     return list(v) if isinstance(v, list) else [v]
-
-
-# -- plan ---------------------------------------------------------------------------------------------------------
-def plan(graph: LayerGraph, method: Method, path: Sequence[Layer], strict: bool = True) -> dict[str, Bound]:
-    """The rule of each layer on the path. What has none raises, unless strict=False falls back to the gradient and says so."""
-    bind = binder(graph, method, path)
-    return {layer.name: bind(layer, strict) for layer in with_bodies(path)}
-
-
-def with_bodies(path: Iterable[Layer]) -> Iterator[Layer]:
-    """The layers of a path, each before those on the path through its bodies."""
-    for layer in path:
-        yield layer
-        for body in layer.bodies.values():
-            yield from with_bodies(body.path)
-
-
-def binder(graph: LayerGraph, method: Method, path: Sequence[Layer]) -> Callable[[Layer, bool], Bound]:
-    """A function that finds the rule of one layer of the path (or raises); positions count up to the path's end."""
-    below = {*(p.name for p in path), *(nx.ancestors(graph.topology, path[-1].name) if path else ())}
-    layers = [pair for layer in graph.layers if layer.name in below for pair in graph.inside(layer)]
-    matched = [(line, _matching(layers, line, method.params)) for line in method.assign]
-    owners = {layer.name: (owner, path if owner is graph else owner.path) for owner, layer in layers}
-
-    def bind(layer: Layer, strict: bool) -> Bound:
-        if layer.bodies:
-            return Bound(BODY, {}, "its bodies' layers have rules of their own")
-        if layer.kind == "unknown":
-            raise UnsupportedOp(_unsupported(*owners.get(layer.name, (graph, path)), layer))
-        line = next((a for a, names in matched if layer.name in names and layer.kind in REGISTRY.rules[a.rule].kinds), None)
-        if line is not None:
-            rule = REGISTRY.rules[line.rule]
-            for p in rule.params.values():
-                if p.required and p.name not in line.params:
-                    raise MethodError(
-                        f"method {method.name!r} needs a value for {p.name!r} ({describe(p.type)}): rule {rule.name!r} "
-                        f"at layer {layer.name!r} ({line.line}) has no default; pass {p.name}=..., or --set {p.name}=..."
-                    )
-            return Bound(rule, dict(line.params), line.line)
-        if strict:
-            trail = _trail(*owners.get(layer.name, (graph, path)), layer)
-            raise UnsupportedOp(
-                f"method {method.name!r} has no rule for layer {layer.name!r} (operator {layer.op}, kind {layer.kind}) "
-                f"on the path {trail}. Add a line for it in a table of your own (base = {method.name!r}), "
-                "or pass strict=False (--no-strict) to let the plain gradient pass there; the manifest will list it"
-            )
-        return Bound(REGISTRY.rules["gradient"], {}, "no line matched; strict=False", True)
-
-    return bind
-
-
-def _matching(layers: Sequence[tuple[LayerGraph, Layer]], line: Assign, params: Mapping[str, Any]) -> set[str]:
-    """Names of those layers that a line speaks of."""
-    where = line.where
-    if any(params.get(name) is None for name in _listed(where.get("given", []))):
-        return set()
-    found = [
-        (graph, layer)
-        for graph, layer in layers
-        if ("kind" not in where or layer.kind in _listed(where["kind"]))
-        and ("op" not in where or layer.op in _listed(where["op"]))
-        and ("name" not in where or any(fnmatch.fnmatchcase(layer.name, p) for p in _listed(where["name"])))
-    ]
-    position = where.get("position")
-    if position == "input":
-        found = [(graph, layer) for graph, layer in found if graph.at_input(layer)]
-    elif position is not None:
-        found = found[:1] if position == "first" else found[-1:]
-    return {layer.name for _, layer in found}
-
-
-def _unsupported(graph: LayerGraph, path: Sequence[Layer], layer: Layer) -> str:
-    node = layer.nodes[0]
-    domain = f"{node.domain}:" if node.domain not in ("", "ai.onnx") else ""
-    reason = None if domain else obstacle(node.op, node.inputs, node.attrs) or sequences.obstacle(node.op)
-    reason = why_foreign(graph.graph, node) if domain else reason
-    known = WHY.get(f"{domain}{node.op}")
-    reason = reason or (f"it {known}" if known else None)
-    reason = f": {reason}" if reason else ""
-    return (
-        f"no derivative for operator {domain}{node.op} (node {layer.name!r}, opset {graph.graph.opset}), which lies on the path "
-        f"{_trail(graph, path, layer)}{reason}. Explain another output (output=..., --output), attribute to a tensor behind it "
-        f"(such as wrt=[{layer.y.name!r}], --wrt {layer.y.name}), or add a derivative in graphattr/vjp"
-    )
-
-
-def _trail(graph: LayerGraph, path: Iterable[Layer], layer: Layer, around: int = 2) -> str:
-    """Some layers before and after this one, along one way from the attributed tensors to the output."""
-    on = {p.name for p in path}
-
-    def walk(step: Callable[[str], Iterable[str]]) -> list[str]:
-        names = [layer.name]
-        while len(names) < around + 2 and (after := next((n for n in step(names[-1]) if n in on), None)) is not None:
-            names.append(after)
-        return [repr(n) for n in names[1 : around + 1]] + ["..."] * (len(names) > around + 1)
-
-    return " -> ".join([*walk(graph.topology.predecessors)[::-1], repr(layer.name), *walk(graph.topology.successors)])

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NewType, Protocol, TypeVar
 
 import numpy as np
 
@@ -26,12 +26,16 @@ from .errors import MethodError, did_you_mean
 from .fn import Out, Site
 from .graph import Graph, Value
 from .infer import shape_text
-from .layers import Layer
+from .layers import Layer, LayerGraph
 from .vjp import fit, total
 
 __all__ = [
+    "Found",
     "Graph",
+    "Job",
     "Layer",
+    "LayerGraph",
+    "MethodName",
     "Operand",
     "Out",
     "Site",
@@ -41,12 +45,14 @@ __all__ = [
     "fit",
     "load_rules",
     "per_sample_sum",
+    "procedure",
     "rule",
     "seed",
     "total",
 ]
 
 Operand = float | Sequence[float] | np.ndarray[Any, Any]  # a number, one number per channel, or an array that broadcasts
+MethodName = NewType("MethodName", str)  # the type of a procedure's parameter that names the method it asks again and again
 F = TypeVar("F", bound=Callable[..., Any])
 KINDS = {
     "linear",
@@ -103,7 +109,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Step:
-    """A seed (what starts the backward pass) or a finish (what ends it), by name."""
+    """A seed (what starts the backward pass), a finish (what ends it) or a procedure (many passes), by name."""
 
     name: str
     apply: Callable[..., Any]
@@ -113,10 +119,48 @@ class Step:
 
 
 @dataclass
+class Found:
+    """What a method found: one map per attributed tensor, extra outputs by name, and the references it compared with."""
+
+    maps: list[Value]
+    extras: dict[str, Value] = field(default_factory=dict)
+    references: dict[Value, Value] = field(default_factory=dict)
+
+
+class Job(Protocol):
+    """What a procedure is given (see `procedure.py`): the model in one graph, explained at `y` for `xs`."""
+
+    @property
+    def g(self) -> Graph: ...
+    @property
+    def graph(self) -> LayerGraph: ...
+    @property
+    def path(self) -> Sequence[Layer]: ...
+    @property
+    def xs(self) -> Sequence[Value]: ...
+    @property
+    def y(self) -> Value: ...
+    @property
+    def onehot(self) -> Value: ...
+    @property
+    def score(self) -> Value: ...
+    def at(self, step: Graph, xs: Sequence[Value]) -> Job: ...
+    def repeat(
+        self, n: int, states: Sequence[Value], body: Callable[[Graph, Value, list[Value]], Sequence[Value]]
+    ) -> list[Value]: ...
+    def explained_by(self, method: str) -> list[Value]: ...
+    def gradients(self, wrt: Sequence[Value], seed: Value | None = None) -> list[Value]: ...
+    def reference(self, x: Value, baselines: Any) -> Value: ...
+    def input(self, x: Value, what: str, lead: tuple[Any, ...] = ()) -> Value: ...
+    def name_of(self, x: Value) -> str: ...
+
+
+@dataclass
 class Registry:
     rules: dict[str, Rule] = field(default_factory=dict)
     seeds: dict[str, Step] = field(default_factory=dict)
     finishes: dict[str, Step] = field(default_factory=dict)
+    procedures: dict[str, Step] = field(default_factory=dict)
     folders: list[Path] = field(default_factory=list)  # where named methods (*.toml) lie
     loaded: set[str] = field(default_factory=set)
 
@@ -152,6 +196,16 @@ def finish(name: str) -> Callable[[F], F]:
 
     def register(f: F) -> F:
         _add(REGISTRY.finishes, Step(name, f, parameters(f), _summary(f), _where(f)))
+        return f
+
+    return register
+
+
+def procedure(name: str) -> Callable[[F], F]:
+    """Register `f(job, *, parameters) -> [map per attributed tensor] or Found`: a method of many passes (see `procedure.Job`)."""
+
+    def register(f: F) -> F:
+        _add(REGISTRY.procedures, Step(name, f, parameters(f), _summary(f), _where(f)))
         return f
 
     return register
@@ -232,6 +286,8 @@ def _matches(value: Any, kind: Any) -> tuple[bool, Any]:
         return isinstance(value, (str, int, float)) and value in typing.get_args(kind), value
     if origin in (typing.Union, types.UnionType):
         return next((m for k in typing.get_args(kind) if (m := _matches(value, k))[0]), (False, value))
+    if kind is MethodName:
+        return isinstance(value, str), value
     if kind is float:
         ok = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool) and bool(np.isfinite(value))
         return ok, float(value) if ok else value
@@ -259,6 +315,7 @@ def describe(kind: Any) -> str:
         items = {float: "numbers", int: "integers", str: "strings", bool: "true or false"}
         return f"a list of {items.get(typing.get_args(kind)[0], describe(typing.get_args(kind)[0]))}"
     words = {float: "a number", int: "an integer", bool: "true or false", str: "a string", type(None): "none", Any: "anything"}
+    words[MethodName] = "the name of a method"
     return words.get(kind, "an array" if origin is np.ndarray or kind is np.ndarray else getattr(kind, "__name__", str(kind)))
 
 

@@ -20,8 +20,8 @@ FLOORS = {
     "folding": 3, "recurrent": 3, "canonical": 3, "composites": 3, "normalisations": 3, "kinds": 3, "signs": 3, "layers": 3,
     "blocks": 3,
     "fn": 4, "rule": 4,
-    "method": 5, "lookups": 5, "targets": 5,
-    "simplify": 6, "precision": 6, "backward": 6, "attribute": 6, "lower": 6,
+    "method": 5, "plan": 5, "lookups": 5, "targets": 5,
+    "simplify": 6, "precision": 6, "backward": 6, "procedure": 6, "attribute": 6, "lower": 6,
     "export": 7, "manifest": 7,
     "runtime": 8, "street": 8,
     "tables": 9, "sound": 9, "preprocess": 9, "vocabulary": 9, "render": 9,
@@ -30,7 +30,7 @@ FLOORS = {
     "demo": 11, "cli": 11, "__main__": 11, "__init__": 11,
 }
 ORDER = list(FLOORS)  # on one floor a module may import those to its left
-OWNERS = {"onnx_graphsurgeon": {"surgery"}, "onnxruntime": {"runtime"}, "networkx": {"layers", "method"}}
+OWNERS = {"onnx_graphsurgeon": {"surgery"}, "onnxruntime": {"runtime"}, "networkx": {"layers", "plan"}}
 ABSENT = {"torch", "captum", "zennit", "tensorflow", "jax", "innvestigate", "onnxscript"}
 
 

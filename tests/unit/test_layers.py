@@ -9,7 +9,8 @@ import pytest
 from graphattr.canonical import canonicalise
 from graphattr.graph import Graph
 from graphattr.layers import to_layers
-from graphattr.method import Assign, Method, plan
+from graphattr.method import Assign, Method
+from graphattr.plan import plan
 from graphattr.rule import KINDS, load_rules
 from graphattr.source import read
 from tests.unit.tiny import array, mlp, model, node

@@ -1,0 +1,215 @@
+"""Methods of many passes. A procedure asks for what a method of one pass says at other inputs, and puts the answers together.
+
+`Job` is what a procedure is given: the model in a graph, what is explained and what is attributed to. `job.at(step, xs)` is the
+model once more, in a body or in the same graph, at other values of the attributed tensors; `job.repeat` runs a body n times in a
+Loop, so that memory does not grow with n. All of it is written with the engine's own parts, so a procedure may be used inside
+another (`base=`, `local=`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .backward import Entry, backward
+from .errors import MethodError
+from .fn import Context
+from .graph import Array, Graph, Node, Value
+from .layers import Layer, LayerGraph, to_layers
+from .method import Method, load_method
+from .plan import Plan, plan
+from .rule import REGISTRY, Found, constant_like, per_sample_sum
+from .vjp import pullback
+from .vjp.control import trim
+from .vjp.index import zeros_like
+
+
+@dataclass(frozen=True)
+class Job:
+    """The model as one graph holds it.
+
+    `xs`: what is attributed to. `y`: the explained tensor. `onehot`: e_c, or the caller's seed, the same at every pass.
+    `forward`: the model's nodes. `rest`: what the caller set for the method that a procedure asks.
+    """
+
+    graph: LayerGraph
+    y: Value
+    onehot: Value
+    xs: Sequence[Value]
+    forward: Sequence[Node]
+    whole: tuple[LayerGraph, Sequence[Layer]]  # the outermost graph and the path in it: there the rules are bound
+    seeded: bool = False
+    strict: bool = True
+    fitted: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
+    rest: Mapping[str, Any] = field(default_factory=dict)
+    plans: dict[str, Plan] = field(default_factory=dict)
+    held: dict[tuple[str, str], Value] = field(default_factory=dict)
+    names: Mapping[Value, Value] = field(default_factory=dict)  # where this is a copy: the tensors of the model it stands for
+
+    @property
+    def g(self) -> Graph:
+        return self.graph.graph
+
+    # -- what is known of the model here --------------------------------------------------------------------------
+    @property
+    def path(self) -> list[Layer]:
+        """The layers between the attributed tensors and the explained one."""
+        return self.graph.between(self.xs, [self.y])
+
+    @property
+    def score(self) -> Value:
+        """s(x) = y_c per sample, [N]."""
+        return per_sample_sum(self.g, self.y * self.onehot)
+
+    def name_of(self, x: Value) -> str:
+        """The name that the model has for x."""
+        return self.names.get(x, x).name
+
+    def gradients(self, wrt: Sequence[Value], seed: Value | None = None) -> list[Value]:
+        """d s / d v for tensors of this graph; zeros where s does not depend on one."""
+        found = pullback(self.g, {self.y: self.onehot if seed is None else seed}, wrt, self._between(wrt))
+        return [found[v] if v in found else zeros_like(self.g, v) for v in wrt]
+
+    def _between(self, wrt: Sequence[Value]) -> list[Node]:
+        """The nodes that lead to y, those of layers whose weights were computed for it included."""
+        needed, stack, stop = set[int](), [self.y], set(wrt)
+        while stack:
+            value = stack.pop()
+            node = self.g._producer.get(value)
+            if node is not None and value not in stop and id(node) not in needed:
+                needed.add(id(node))
+                stack.extend(node.uses)
+        return [n for n in self.g.nodes if id(n) in needed]
+
+    # -- other inputs ---------------------------------------------------------------------------------------------
+    def at(self, step: Graph, xs: Sequence[Value]) -> Job:
+        """The model in `step` (this graph, or a body inside it) at these values of the attributed tensors."""
+        stands = dict(zip(self.xs, xs, strict=True))
+        reached = set(self.xs)
+        nodes = []
+        for node in self.forward:
+            if any(v in reached for v in node.uses):
+                reached.update(node.outputs)
+                nodes.append(node)
+        back = {self.y}
+        for node in reversed(nodes):
+            if any(v in back for v in node.outputs):
+                back.update(node.uses)
+        nodes = [n for n in nodes if any(v in back for v in n.outputs) and not all(v in stands for v in n.outputs)]
+        made = step.copy(nodes, stands)
+        old = dict(zip(nodes, made, strict=True))
+        tails = {a: tail for a, tail in self.g.tails.items() if a in stands and all(n in old for n in tail)}
+        step.tails.update((stands[a], tuple(old[n] for n in tail)) for a, tail in tails.items())
+        shown = [stands.get(v, v) for v in (*self.xs, self.y, *(v for _, v in self.g.outputs))]
+        graph = to_layers(step, [stands[v] for v in self.xs], shown)
+        names = {new: self.names.get(v, v) for v, new in stands.items()}
+        return dataclasses.replace(self, graph=graph, y=stands.get(self.y, self.y), xs=list(xs), forward=made, names=names)
+
+    def repeat(
+        self, n: int, states: Sequence[Value], body: Callable[[Graph, Value, list[Value]], Sequence[Value]]
+    ) -> list[Value]:
+        """`states` after n steps of `body(step, i, states) -> states`, in one Loop; i counts from 0."""
+        step = self.g.subgraph("steps")
+        i, go = step.input(step.fresh("i"), np.int64, ()), step.input(step.fresh("go"), np.bool_, ())
+        held = [step.input(step.fresh("state"), v.dtype, v.shape) for v in states]
+        found = body(step, i, held)
+        step.outputs = [(step.fresh("go"), go), *((step.fresh("out"), v) for v in found)]
+        trim(step)
+        made = self.g.emit("Loop", self.g.const(n), self.g.const(True), *states, n_outputs=len(states), body=step)
+        return [made] if isinstance(made, Value) else list(made)
+
+    # -- what a method says here ----------------------------------------------------------------------------------
+    def explained_by(self, method: str) -> list[Value]:
+        """The attribution of each of `xs` by another method, with those of the caller's parameters that are its own."""
+        chosen = load_method(method)
+        known = dataclasses.replace(chosen, params={**chosen.params, **self.rest}).parameters()
+        return self.run(chosen.with_params({k: v for k, v in self.rest.items() if k in known})).maps
+
+    def run(self, method: Method, entries: list[Entry] | None = None) -> Found:
+        """What a method finds here: by its procedure, or by one backward pass per seed."""
+        if method.procedure:
+            step = REGISTRY.procedures[method.procedure]
+            mine = {k: v for k, v in method.params.items() if k in step.params}
+            rest = {k: v for k, v in method.params.items() if k not in step.params}
+            with self.g.scope(f"procedure/{method.procedure}"):
+                made = step.apply(dataclasses.replace(self, rest=rest), **mine)
+            return made if isinstance(made, Found) else Found(list(made))
+        found = Found([], {}, self._references(method))
+        context = Context(found.references, self.fitted)
+        passes = [self.walk(method, {self.y: r}, self.xs, entries, context) for r in self.seeds(method)]
+        for x in self.xs:
+            maps = tuple(p[x] if x in p else zeros_like(self.g, x) for p in passes)
+            found.maps.append(self._finished(method, x, maps, found.references))
+        return found
+
+    def seeds(self, method: Method) -> tuple[Value, ...]:
+        with self.g.scope(f"seed/{method.seed}"):
+            seeds = tuple(REGISTRY.seeds[method.seed].apply(self.g, self.y, self.onehot))
+        if not self.seeded:
+            return seeds
+        if len(seeds) > 1:
+            raise MethodError(f"method {method.name!r} makes its own {len(seeds)} seeds; it cannot take target='seed'")
+        return (self.onehot,)
+
+    def walk(
+        self,
+        method: Method,
+        seeds: Mapping[Value, Value],
+        wrt: Sequence[Value],
+        entries: list[Entry] | None = None,
+        context: Context | None = None,
+    ) -> dict[Value, Value]:
+        """One backward pass by the method's rules."""
+        return backward(self.graph, self.plan_of(method), self.graph.between(wrt, list(seeds)), seeds, wrt, entries, context)
+
+    def plan_of(self, method: Method) -> Plan:
+        """The rules of the layers on the path, bound once: layers have the same names wherever the model is written."""
+        key = repr((method.name, method.assign, method.params))
+        if key not in self.plans:
+            self.plans[key] = plan(self.whole[0], method, self.whole[1], self.strict)
+        return self.plans[key]
+
+    def _references(self, method: Method) -> dict[Value, Value]:
+        """The references of a method that has the parameter `baselines`, where it is set."""
+        given = method.params.get("baselines") if "baselines" in REGISTRY.finishes[method.finish].params else None
+        return {} if given is None else {x: self.reference(x, given, f"method {method.name!r}") for x in self.xs}
+
+    def _finished(self, method: Method, x: Value, maps: tuple[Value, ...], references: Mapping[Value, Value]) -> Value:
+        step = REGISTRY.finishes[method.finish]
+        params: dict[str, Any] = {k: v for k, v in method.params.items() if k in step.params}
+        if x in references:
+            params["baselines"] = references[x]
+        with self.g.scope(f"finish/{method.finish}"):
+            result: Value = step.apply(self.g, x, maps, **params)
+        return result
+
+    # -- what the caller gives ------------------------------------------------------------------------------------
+    def reference(self, x: Value, baselines: Any, where: str = "baselines") -> Value:
+        """The reference of x: the graph input `<x>_baseline` for "input", else a constant that broadcasts against x."""
+        if isinstance(baselines, str):
+            return self.input(x, "baseline")
+        key = ("baseline", self.name_of(x))
+        if key not in self.held:
+            try:
+                self.held[key] = constant_like(self.root, x, baselines)
+            except MethodError as e:
+                raise MethodError(f"{where}, parameter 'baselines': {e}") from e
+        return self.held[key]
+
+    def input(self, x: Value, what: str, lead: tuple[Any, ...] = ()) -> Value:
+        """The graph input `<x>_<what>` of x's type, shape (*lead, *shape of x); shared by all methods of the file."""
+        name, root = f"{self.name_of(x)}_{what}", self.root
+        held = [v for v in root.inputs if v.name == name]
+        return held[0] if held else root.input(name, x.dtype, (*lead, *(x.shape or ())))
+
+    @property
+    def root(self) -> Graph:
+        """The outermost graph."""
+        g = self.g
+        while g.parent is not None:
+            g = g.parent
+        return g
