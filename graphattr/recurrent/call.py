@@ -22,6 +22,8 @@ ACTIVATIONS: Mapping[str, tuple[str, Mapping[str, float]]] = {  # spelling in an
     "leakyrelu": ("LeakyRelu", {"alpha": 0.01}),
     "thresholdedrelu": ("ThresholdedRelu", {"alpha": 0.0}),  # as in ONNX Runtime; the operator of that name says 1
     "hardsigmoid": ("HardSigmoid", {"alpha": 0.2, "beta": 0.5}),
+    "affine": ("Affine", {"alpha": 0.0, "beta": 0.0}),  # alpha x + beta; the defaults are ONNX Runtime's
+    "scaledtanh": ("ScaledTanh", {"alpha": 0.0, "beta": 0.0}),  # alpha tanh(beta x)
 }
 DIRECTIONS = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}
 Activation = tuple[str, Mapping[str, float]]
@@ -141,6 +143,12 @@ class Call:
         limit = float(self.attrs.get("clip", 0.0))
         if clip and limit > 0:
             v = self.emit(f"{name}/clip", "Clip", v, self.number(-limit), self.number(limit))
+        if by[0] == "Affine":
+            scaled = self.emit(f"{name}/scaled", "Mul", v, self.number(by[1]["alpha"]))
+            return self.emit(name, "Add", scaled, self.number(by[1]["beta"]))
+        if by[0] == "ScaledTanh":
+            inner = self.emit(f"{name}/inner", "Mul", v, self.number(by[1]["beta"]))
+            return self.emit(name, "Mul", self.emit(f"{name}/tanh", "Tanh", inner), self.number(by[1]["alpha"]))
         return self.emit(name, by[0], v, **by[1])
 
     def plus(self, name: str, a: Value, b: Value | None) -> Value:

@@ -119,13 +119,15 @@ def test_outputs_of_lstm(options):
     unchanged(net("LSTM", **options), {"x": draw(T, N, I)})
 
 
-NAMES = "Relu", "Sigmoid", "HardSigmoid", "Softsign", "Softplus", "Elu", "LeakyRelu", "Tanh", "ThresholdedRelu"
+NAMES = "Relu", "Sigmoid", "HardSigmoid", "Softsign", "Softplus", "Elu", "LeakyRelu", "Tanh", "ThresholdedRelu", "Affine", "ScaledTanh"
 
 
 @pytest.mark.parametrize("options", [
     *({"activations": [a]} for a in NAMES),
     {"activations": ["HardSigmoid"], "activation_alpha": [0.3], "activation_beta": [0.4]},
     {"activations": ["ThresholdedRelu"], "activation_alpha": [0.3]},
+    {"activations": ["Affine"], "activation_alpha": [0.7], "activation_beta": [0.4]},
+    {"activations": ["ScaledTanh"], "activation_alpha": [0.7], "activation_beta": [1.4]},
 ], ids=str)
 def test_outputs_of_rnn(options):
     unchanged(net("RNN", **options), {"x": draw(T, N, I)})
@@ -326,11 +328,19 @@ def test_uniform_products_give_the_gates_their_half():
 
 
 # -- what is refused, and what is not -----------------------------------------------------------------------------
+def test_an_unknown_activation_is_refused_by_name():
+    with pytest.raises(graphattr.UnsupportedOp, match="Gelu"):
+        graphattr.convert(net("RNN", activations=["Gelu"]), method="gradient", output="Y", target=0)
+
+
 @pytest.mark.parametrize("name", ["Affine", "ScaledTanh"])
-def test_an_unknown_activation_is_refused_by_name(name):
-    model = net("RNN", activations=[name], activation_alpha=[1.0], activation_beta=[0.5])
-    with pytest.raises(graphattr.UnsupportedOp, match=name):
-        graphattr.convert(model, method="gradient", output="Y", target=0)
+def test_gradients_through_activations_of_two_nodes(name):
+    model = net("RNN", activations=[name], activation_alpha=[0.7], activation_beta=[0.4])
+    x, seed = draw(T, N, I), draw(T, 1, N, H, seed=4)
+    found = run(graphattr.convert(model, method="gradient", output="Y", target="seed").model, {"x": x, "seed": seed})
+    u, h = draw(T, N, I, seed=5), np.float32(1e-2)
+    up, down = (float(np.sum(run(model, {"x": x + s * h * u})["Y"] * seed)) for s in (1, -1))
+    assert np.sum(found["x_attribution"] * u) == pytest.approx((up - down) / (2 * float(h)), rel=1e-3)
 
 
 def test_a_tensor_inside_a_step_can_be_asked_for():
