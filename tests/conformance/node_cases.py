@@ -167,11 +167,23 @@ def first_that_runs(model: ModelProto, names: list[str], feeds: Mapping[str, Any
     for make in (in_onnxruntime, in_reference):
         try:
             run = make(model)
-            return run, run(names, feeds)
+            found = run(names, feeds)
+            _check_shapes(model, names, found)
+            return run, found
         except Exception:
             if make is in_reference:
                 raise
     raise AssertionError
+
+
+def _check_shapes(model: ModelProto, names: list[str], found: list[Array]) -> None:
+    """ValueError where the values contradict the shapes that the model declares."""
+    said = {o.name: [d.dim_value if d.HasField("dim_value") else None for d in o.type.tensor_type.shape.dim]
+            for o in model.graph.output if o.type.tensor_type.HasField("shape")}
+    for name, v in zip(names, found, strict=True):
+        held = said.get(name)
+        if held is not None and (len(held) != v.ndim or any(d not in (None, s) for d, s in zip(held, v.shape, strict=True))):
+            raise ValueError(f"{name} has shape {v.shape}, the model declares {held}")
 
 
 @dataclass(frozen=True)
