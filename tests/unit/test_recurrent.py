@@ -119,7 +119,8 @@ def test_outputs_of_lstm(options):
     unchanged(net("LSTM", **options), {"x": draw(T, N, I)})
 
 
-NAMES = "Relu", "Sigmoid", "HardSigmoid", "Softsign", "Softplus", "Elu", "LeakyRelu", "Tanh", "ThresholdedRelu", "Affine", "ScaledTanh"
+NAMES = ["Relu", "Sigmoid", "HardSigmoid", "Softsign", "Softplus", "Elu", "LeakyRelu", "Tanh", "ThresholdedRelu", "Affine",
+         "ScaledTanh"]
 
 
 @pytest.mark.parametrize("options", [
