@@ -28,6 +28,7 @@ from .graph import Graph, Value
 from .infer import shape_text
 from .layers import Layer, LayerGraph
 from .vjp import fit, total
+from .vjp.reduce import reduction
 
 __all__ = [
     "Found",
@@ -44,6 +45,7 @@ __all__ = [
     "finish",
     "fit",
     "load_rules",
+    "per_sample",
     "per_sample_sum",
     "procedure",
     "rule",
@@ -330,6 +332,11 @@ def constant_like(g: Graph, x: Value, value: Operand) -> Value:
         raise MethodError(f"a value of shape {np.shape(value)} does not fit {x.name!r} of shape {shape_text(x.shape)}: "
                           "give a number, one number per channel, or an array that broadcasts")
     return g.const(array)
+
+
+def per_sample(g: Graph, op: str, x: Value) -> Value:
+    """ReduceMax, ReduceMin ... over all axes but the first, which stay with size 1."""
+    return reduction(g, op, x, list(range(1, x.rank)), keepdims=1) if x.rank > 1 else x
 
 
 def per_sample_sum(g: Graph, x: Value, keepdims: bool = False) -> Value:

@@ -1,0 +1,69 @@
+"""Attributions averaged over noisy copies of the input."""
+
+from typing import Literal
+
+from graphattr.rule import Graph, Job, MethodName, Value, per_sample, procedure
+
+from .noise import normal
+
+
+@procedure("smoothgrad")
+def smoothgrad(
+    job: Job,
+    *,
+    base: MethodName = MethodName("gradient"),
+    n_samples: int = 50,
+    stdevs: float = 0.2,
+    noise: Literal["drawn", "input"] = "drawn",
+    random_state: int = 0,
+    times_input: bool = False,
+) -> list[Value]:
+    """mean_i R(x + stdevs (max x - min x) xi_i), where R is the gradient or what another method (`base`) says there.
+
+    `noise="input"` reads xi from the graph input `<x>_noise`, (n_samples, *shape of x); drawn noise is the same for all samples.
+    """
+    mean, _ = moments(job, base, n_samples, stdevs, noise, random_state)
+    return [x * m for x, m in zip(job.xs, mean, strict=True)] if times_input else mean
+
+
+@procedure("vargrad")
+def vargrad(
+    job: Job,
+    *,
+    base: MethodName = MethodName("gradient"),
+    n_samples: int = 50,
+    stdevs: float = 0.2,
+    noise: Literal["drawn", "input"] = "drawn",
+    random_state: int = 0,
+) -> list[Value]:
+    """mean_i R_i^2 - (mean_i R_i)^2 over the noisy copies of SmoothGrad."""
+    return moments(job, base, n_samples, stdevs, noise, random_state)[1]
+
+
+def moments(job: Job, base: str, n: int, stdevs: float, noise: str, random_state: int) -> tuple[list[Value], list[Value]]:
+    """(mean, biased variance) over the noisy copies, by Welford's recurrence."""
+    g, xs = job.g, job.xs
+    given = [job.input(x, "noise", (n,)) if noise == "input" else None for x in xs]
+    widths = [spread(g, x) * stdevs for x in xs]
+
+    def step(body: Graph, i: Value, states: list[Value]) -> list[Value]:
+        drawn = [
+            normal(body, x, i, random_state, k) if held is None else body.Gather(held, i, axis=0)
+            for k, (x, held) in enumerate(zip(xs, given, strict=True))
+        ]
+        here = job.at(body, [x + w * xi for x, w, xi in zip(xs, widths, drawn, strict=True)])
+        means, squares = states[: len(xs)], states[len(xs) :]
+        count = body.CastLike(i + 1, xs[0])
+        away = [m - mean for m, mean in zip(here.explained_by(base), means, strict=True)]
+        new = [mean + a / count for mean, a in zip(means, away, strict=True)]
+        more = [s + a * (a - (v - mean)) for s, a, v, mean in zip(squares, away, new, means, strict=True)]
+        return [*new, *more]
+
+    zeros = [x * 0.0 for x in xs]
+    made = job.repeat(n, [*zeros, *zeros], step)
+    return made[: len(xs)], [s * (1.0 / n) for s in made[len(xs) :]]
+
+
+def spread(g: Graph, x: Value) -> Value:
+    """max x - min x of each sample."""
+    return per_sample(g, "ReduceMax", x) - per_sample(g, "ReduceMin", x)
