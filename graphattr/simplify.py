@@ -82,7 +82,7 @@ def _key(n: Node) -> object:
 def share_loops(g: Graph) -> Graph:
     """A Loop or Scan that was written once more to show its states takes the first one's place."""
     there = set(g.nodes)
-    twins = {node: twin for node, twin in g.stacked.items() if twin in there}
+    twins = {node: twin for node, twin in g.stacked.items() if {node, twin} <= there}
     later = set(twins.values())
 
     def both(node: Node) -> Node:

@@ -40,7 +40,7 @@ import onnxruntime as ort
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
+sys.path[:0] = [str(Path(__file__).resolve().parents[2] / p) for p in (".", "rules")]
 
 import graphattr  # noqa: E402
 from graphattr.errors import GraphattrError, TargetError  # noqa: E402

@@ -178,3 +178,14 @@ def test_the_body_of_a_scan_may_leave_all_types_to_the_node():
         u, h = RNG.standard_normal(x.shape), 1e-5
         ends = [score(**({"k": k.astype(float), "q": q.astype(float)} | {name: x + s * h * u})) for s in (1, -1)]
         assert np.sum(found[name] * u) == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-4, abs=1e-4)
+
+
+def test_in_half_precision_a_scan_whose_values_are_not_needed_still_shows_its_states():
+    """The gradient of a running product needs the states, not the result: in float32 only the rewritten Scan is left."""
+    text = HEAD + """g (float16[4,3] x, float16[3] s0) => (float16[3] y) {
+      y = Scan <num_scan_inputs = 1, body = body (s, x_t) => (t) { t = Mul (s, x_t) }> (s0, x)
+    }"""
+    x, s0 = (1 + 0.2 * RNG.random((4, 3))).astype(np.float16), np.ones(3, np.float16)
+    made = graphattr.convert(onnx.parser.parse_model(text), "gradient", target="seed", wrt="x")
+    found = graphattr.Explainer(made)({"x": x, "s0": s0, "seed": np.ones(3, np.float32)}).scores["x"]
+    np.testing.assert_allclose(found, x.astype(np.float64).prod(0) / x, rtol=1e-3)
