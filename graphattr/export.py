@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import onnx
 from onnx import helper
 
 from .errors import ModelError, TargetError, WriteError
+from .files import write_atomically
 from .graph import Graph, Value
 from .onnxio import Tensor, named_axes, stored_tensors, write_graph
 from .source import Source
@@ -63,11 +63,20 @@ class Explanation:
 
 def export(g: Graph, source: Source, model: onnx.ModelProto, manifest: Mapping[str, Any]) -> Explanation:
     """Write the graph as a model that keeps the source's metadata, domains, doc strings and quantisation annotations."""
-    proto = _header(model)
-    embed = sum(t.stored_bytes for t in stored_tensors(g)) <= EMBED_LIMIT
-    write_graph(g, proto.graph, embed)
+    proto = proto_of(g, model)
     proto.graph.value_info.extend(named_axes(g))
     _carry_over(proto.graph, model.graph)
+    proto.metadata_props.extend(p for p in model.metadata_props if not p.key.startswith(PREFIX))
+    for key in ("version", "source_sha256", "method", "params", "target", "output"):
+        proto.metadata_props.add(key=PREFIX + key, value=_text(manifest[key]))
+    proto.metadata_props.add(key=PREFIX + "manifest", value=json.dumps(manifest, separators=(",", ":"), default=_plain))
+    return Explanation(proto, manifest, source.folder)
+
+
+def proto_of(g: Graph, model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph as a model with the header and the domains of the one it was made of."""
+    proto = _header(model)
+    write_graph(g, proto.graph, sum(t.stored_bytes for t in stored_tensors(g)) <= EMBED_LIMIT)
     used = {n.domain for n in proto.graph.node}
     imports = [helper.make_opsetid("", g.opset)] + [
         o for o in model.opset_import if o.domain not in ("", "ai.onnx") and o.domain in used
@@ -75,11 +84,7 @@ def export(g: Graph, source: Source, model: onnx.ModelProto, manifest: Mapping[s
     proto.opset_import.extend(imports)
     wanted = max(8, model.ir_version, helper.find_min_ir_version_for([imports[0]], ignore_unknown=True))
     proto.ir_version = min(wanted, MAX_IR)
-    proto.metadata_props.extend(p for p in model.metadata_props if not p.key.startswith(PREFIX))
-    for key in ("version", "source_sha256", "method", "params", "target", "output"):
-        proto.metadata_props.add(key=PREFIX + key, value=_text(manifest[key]))
-    proto.metadata_props.add(key=PREFIX + "manifest", value=json.dumps(manifest, separators=(",", ":"), default=_plain))
-    return Explanation(proto, manifest, source.folder)
+    return proto
 
 
 def name_outputs(g: Graph, added: Sequence[tuple[str, Value]]) -> None:
@@ -150,26 +155,6 @@ def _plain(value: Any) -> Any:
 
 
 # -- files --------------------------------------------------------------------------------------------------------
-def write_atomically(path: Path, chunks: Iterator[bytes] | Sequence[bytes]) -> None:
-    """Write to a temporary file beside `path`, then rename: the file is there whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as f:
-            for chunk in chunks:
-                f.write(chunk)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _is_external(t: onnx.TensorProto) -> bool:
     return bool(t.data_location == onnx.TensorProto.EXTERNAL)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .errors import WriteError
-from .export import write_atomically
+from .files import write_atomically
 from .graph import Array
 from .preprocess import InputItem, Preprocess
 from .runtime import Attribution

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from graphattr.errors import WriteError
-from graphattr.export import write_atomically
+from graphattr.files import write_atomically
 
 
 def save_png(image: Image.Image, path: str | Path) -> None:
