@@ -56,15 +56,36 @@ class Method:
         return [_step("seeds", self.seed), _step("finishes", self.finish)]
 
     @property
-    def inner(self) -> Method:
-        """The method whose rules the layers get: a procedure's `base` (or what it calls so) or the gradient, else this one."""
+    def asks(self) -> str | None:
+        """The name of the method that a procedure asks: its `base`, or what it calls so; else the gradient."""
         if not self.procedure:
-            return self
+            return None
         step = _step("procedures", self.procedure)
         name = next((p.name for p in step.params.values() if p.type is MethodName), None)
-        chosen = "gradient" if name is None else self.params.get(name, step.params[name].default)
-        inner = load_method(chosen).inner
-        return inner.with_params({k: v for k, v in self.params.items() if k not in step.params and k in inner.parameters()})
+        return "gradient" if name is None else str(self.params.get(name, step.params[name].default))
+
+    @property
+    def asked(self) -> Method | None:
+        """That method, with those of the parameters that are its own."""
+        if self.asks is None:
+            return None
+        chosen = load_method(self.asks)
+        trail, last = [(self.name, self.asks)], chosen
+        while last.asks is not None:
+            if (last.name, last.asks) in trail:
+                raise MethodError(f"method {self.name!r} asks {self.asks!r}, which asks itself in the end; name another one")
+            trail.append((last.name, last.asks))
+            last = load_method(last.asks)
+        own = _step("procedures", self.procedure).params
+        rest = {k: v for k, v in self.params.items() if k not in own}
+        known = dataclasses.replace(chosen, params={**chosen.params, **rest}).parameters()
+        return chosen.with_params({k: v for k, v in rest.items() if k in known})
+
+    @property
+    def inner(self) -> Method:
+        """The method whose rules the layers get: what the procedures ask in the end, or this one."""
+        asked = self.asked
+        return self if asked is None else asked.inner
 
     def parameters(self) -> dict[str, Any]:
         """Every parameter a caller may set: name -> (type in words, default)."""
@@ -76,9 +97,8 @@ class Method:
         for step in self.steps:
             for p in step.params.values():
                 found.setdefault(p.name, (describe(p.type), self.params.get(p.name, None if p.required else p.default)))
-        if self.inner is not self:
-            found = {**self.inner.parameters(), **found}
-        return found
+        asked = self.asked
+        return found if asked is None else {**asked.parameters(), **found}
 
     def with_params(self, params: Mapping[str, Any]) -> Method:
         """The method with the caller's parameters; MethodError on an unknown name or a wrong type."""
@@ -93,7 +113,7 @@ class Method:
                 if name in schema:
                     schema[name].check(value, f"method {self.name!r}")
         chosen = dict(params)
-        seed = chosen.pop("seed", self.seed)
+        seed = self.seed if self.procedure else chosen.pop("seed", self.seed)
         _step("seeds", seed)
         lines = tuple(
             Assign(
