@@ -18,7 +18,7 @@ import graphattr
 TARGET = (1, 3)  # of the two samples
 
 
-def export(net, *inputs, names=("x",), fold=False):
+def export(net, *inputs, names=("x",), fold=False, opset=17):
     """The file that torch writes for the net; `fold` lets the exporter merge BatchNorm itself."""
     file = io.BytesIO()
     mode = torch.onnx.TrainingMode.EVAL if fold else torch.onnx.TrainingMode.PRESERVE
@@ -29,7 +29,7 @@ def export(net, *inputs, names=("x",), fold=False):
             inputs,
             file,
             dynamo=False,
-            opset_version=17,
+            opset_version=opset,
             training=mode,
             do_constant_folding=fold,
             input_names=list(names),
