@@ -6,17 +6,24 @@ import numpy as np
 import pytest
 
 from graphattr.vjp import VJPS
-from tests.conformance.node_cases import Case, cases, judge, judge_all, report, sample, share
+from tests.conformance.node_cases import Case, Outcome, cases, judge, judge_all, report, sample, share
 from tests.conformance.quotients import NotSmooth, jittered, quotients
 
 LEAST = 0.97
+REFUSED = {  # operator -> what is refused of it
+    "Adagrad": "training", "Adam": "training", "Momentum": "training",
+    "BatchNormalization": "training mode", "Dropout": "training mode",
+    "Binarizer": "thresholds", "TreeEnsemble": "thresholds",
+    "AffineGrid": "the expanded form, whose ranks are known at run time only",
+    "Scan": "opset 8",
+}
 
 
-def check(chosen: list[Case]) -> None:
+def check(chosen: list[Case]) -> list[Outcome]:
     found = judge_all(chosen)
-    bad = [o for o in found if o.verdict in ("wrong", "crash")]
+    bad = [o for o in found if o.verdict in ("wrong", "crash") or (o.verdict == "refused" and o.operator not in REFUSED)]
     assert not bad, report(bad)
-    assert share(found) >= LEAST, report(found)
+    return found
 
 
 def test_a_sample_of_each_operator() -> None:
@@ -27,8 +34,9 @@ def test_a_sample_of_each_operator() -> None:
 
 @pytest.mark.slow
 def test_every_case() -> None:
-    assert len(cases()) > 1200
-    check(list(cases()))
+    found = check(list(cases()))
+    assert sum(o.verdict == "pass" for o in found) > 1200
+    assert share(found) >= LEAST, report(found)
 
 
 def named(name: str) -> Case:
