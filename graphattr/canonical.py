@@ -13,8 +13,8 @@ import onnx
 
 from .errors import TargetError, did_you_mean
 from .folding import fold_scales_backward, fold_scales_forward, join_pads
+from .freeze import freeze
 from .graph import Graph, Value
-from .onnxio import freeze
 from .recurrent import write_out
 from .source import Source
 from .surgery import Table, load, maker

@@ -138,6 +138,23 @@ def test_a_method_without_a_line_for_a_layer_inside_says_where(tmp_path):
     assert ex.manifest["fallbacks"] == ["y/n"]
 
 
+@pytest.mark.parametrize("steps", ["T", 3])
+def test_a_recurrent_node_in_a_branch(steps):
+    """An LSTM inside an If is written out there: the relevance of the same LSTM outside."""
+    rng = np.random.default_rng(2)
+    held = {k: (0.5 * rng.standard_normal(s)).astype(np.float32) for k, s in {"A": (1, 16, 3), "B": (1, 16, 4), "K": (3, 4)}.items()}
+    lstm = "p, h, c = LSTM <hidden_size = 4> (x, A, B)\n"
+    mean = "m = ReduceMean <axes = [0, 1], keepdims = 0> (p)\n"
+    inside = parsed(f"""g (float[{steps},N,3] x, bool which) => (float[N,4] y) {{
+      y = If (which) <then_branch = a () => (float[N,4] m) {{ {lstm} {mean} }},
+                      else_branch = b () => (float[N,4] q) {{ n = ReduceMean <axes = [0], keepdims = 0> (x) q = MatMul (n, K) }}>
+    }}""", **held)
+    outside = parsed(f"g (float[{steps},N,3] x) => (float[N,4] m) {{ {lstm} {mean} }}", **held)
+    got = graphattr.explain(inside, {"x": X[:3], "which": np.array(True)}, "lrp.epsilon", target=1).scores["x"]
+    want = graphattr.explain(outside, {"x": X[:3]}, "lrp.epsilon", target=1).scores["x"]
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
 def test_samples_do_not_mix():
     ex = graphattr.Explainer(graphattr.convert(parsed(LOOP), method="lrp.epsilon", output="y", target=0, wrt=["x"]))
     whole = ex({"x": X, "s0": X[1]}).scores["x"]

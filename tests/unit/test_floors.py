@@ -13,14 +13,14 @@ MOST_LINES = 400
 
 # Every module of graphattr. One that belongs to a package (vjp, lower ...) stands on the package's floor.
 FLOORS = {
-    "errors": 0, "version": 0,
+    "errors": 0, "version": 0, "files": 0,
     "contents": 1, "infer": 1, "value": 1, "graph": 1, "tensors": 1, "wellformed": 1, "rewrite": 1,
     "vjp": 2, "source": 2, "upgrade": 2, "foreign": 2, "growth": 2, "sequences": 2, "surgery": 2,
-    "branches": 2, "onnxio": 2,
-    "folding": 3, "recurrent": 3, "canonical": 3, "composites": 3, "normalisations": 3, "kinds": 3, "signs": 3, "layers": 3,
+    "branches": 2, "onnxio": 2, "freeze": 2,
+    "folding": 3, "recurrent": 3, "canonical": 3, "composites": 3, "normalisations": 3, "kinds": 3, "signs": 3, "layers": 3, "units": 3,
     "blocks": 3,
     "fn": 4, "rule": 4,
-    "method": 5, "plan": 5, "lookups": 5, "targets": 5,
+    "method": 5, "plan": 5, "lookups": 5, "targets": 5, "fitted": 5,
     "simplify": 6, "precision": 6, "backward": 6, "procedure": 6, "attribute": 6, "lower": 6,
     "export": 7, "manifest": 7,
     "runtime": 8, "street": 8,
