@@ -142,7 +142,8 @@ def test_a_method_without_a_line_for_a_layer_inside_says_where(tmp_path):
 def test_a_recurrent_node_in_a_branch(steps):
     """An LSTM inside an If is written out there: the relevance of the same LSTM outside."""
     rng = np.random.default_rng(2)
-    held = {k: (0.5 * rng.standard_normal(s)).astype(np.float32) for k, s in {"A": (1, 16, 3), "B": (1, 16, 4), "K": (3, 4)}.items()}
+    shapes = {"A": (1, 16, 3), "B": (1, 16, 4), "K": (3, 4)}
+    held = {k: (0.5 * rng.standard_normal(s)).astype(np.float32) for k, s in shapes.items()}
     lstm = "p, h, c = LSTM <hidden_size = 4> (x, A, B)\n"
     mean = "m = ReduceMean <axes = [0, 1], keepdims = 0> (p)\n"
     inside = parsed(f"""g (float[{steps},N,3] x, bool which) => (float[N,4] y) {{
