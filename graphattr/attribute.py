@@ -47,6 +47,7 @@ class Request:
     strict: bool = True
     delta: bool = False
     ledger: bool = False
+    removed: Mapping[str, str] = field(default_factory=dict)  # tensors that are folded away, and their successors
 
     @property
     def wrt(self) -> list[Value]:
@@ -81,7 +82,7 @@ def plan_of(graph: LayerGraph, method: Method, request: Request) -> Plan:
             f"the explained output {request.explained.name!r} does not depend on {', '.join(map(repr, missing))} through any "
             "operator with a derivative, so there is nothing to attribute; choose another output or wrt"
         )
-    return plan(graph, method.inner, request.path_in(graph), request.strict)
+    return {} if method.forward_only else plan(graph, method.inner, request.path_in(graph), request.strict)
 
 
 def _unaffected(graph: LayerGraph, request: Request) -> list[str]:
@@ -96,9 +97,11 @@ def attribute(graph: LayerGraph, method: Method, rules: Plan, request: Request, 
     g, y = graph.graph, request.explained.y
     if request.ledger and method.procedure:
         raise MethodError(f"method {method.name!r} makes many passes; a ledger is of one: pass ledger=False")
+    if request.delta and method.expects == "nothing":
+        raise MethodError(f"the attributions of method {method.name!r} add up to nothing that is known: pass delta=False")
     entries: list[Entry] | None = [] if request.ledger else None
     job = Job(graph, y, begin[0], request.wrt, list(g.nodes), (graph, request.path_in(graph)), request.target == "seed",
-              request.strict)
+              request.strict, removed=request.removed)
     found = job.run(method, entries)
     written = Written(method, {}, rules, unaffected=_unaffected(graph, request))
     finished = dict(zip(request.wrt, found.maps, strict=True))

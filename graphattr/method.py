@@ -15,7 +15,7 @@ from .rule import KINDS, REGISTRY, MethodName, Rule, Step, describe, load_rules
 
 POSITIONS = ("first", "last", "input")
 WHERE = ("kind", "op", "name", "position", "given")
-EXPECTS = ("seed", "difference", "score", "zero")
+EXPECTS = ("seed", "difference", "score", "zero", "nothing")
 HEAD = {"summary": "", "source": "", "seed": "onehot", "finish": "raw", "expects": "seed", "procedure": ""}
 KEYS = (*HEAD, "with", "base", "assign")
 
@@ -35,7 +35,7 @@ class Method:
     """A table of rules, the seed that starts the backward pass and the finish that ends it; or a procedure of many passes.
 
     `expects` is what the attributions should add up to: the sum of the seed ("seed"), the change of the explained score
-    from the baseline to the input ("difference"), the score itself ("score"), or nothing ("zero").
+    from the baseline to the input ("difference"), the score itself ("score"), zero ("zero"), or nothing that is known ("nothing").
     """
 
     name: str
@@ -80,6 +80,11 @@ class Method:
         rest = {k: v for k, v in self.params.items() if k not in own}
         known = dataclasses.replace(chosen, params={**chosen.params, **rest}).parameters()
         return chosen.with_params({k: v for k, v in rest.items() if k in known})
+
+    @property
+    def forward_only(self) -> bool:
+        """Whether it asks for no derivative."""
+        return bool(self.procedure) and self.steps[0].forward_only
 
     @property
     def inner(self) -> Method:

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from .backward import Entry, backward
-from .errors import MethodError
+from .errors import MethodError, TargetError, did_you_mean
 from .fn import Context
 from .graph import Array, Graph, Node, Value
 from .layers import Layer, LayerGraph, to_layers
 from .method import Method, load_method
 from .plan import Plan, plan
-from .rule import REGISTRY, Found, constant_like, per_sample_sum
-from .vjp import pullback
+from .rule import REGISTRY, Found, Step, constant_like, per_sample_sum
+from .vjp import depends, pullback
 from .vjp.control import trim
 from .vjp.index import zeros_like
 
@@ -49,6 +49,7 @@ class Job:
     plans: dict[str, Plan] = field(default_factory=dict)
     held: dict[tuple[str, str], Value] = field(default_factory=dict)
     names: Mapping[Value, Value] = field(default_factory=dict)  # where this is a copy: the tensors of the model it stands for
+    removed: Mapping[str, str] = field(default_factory=dict)  # tensors that are folded away, and their successors
 
     @property
     def g(self) -> Graph:
@@ -69,18 +70,31 @@ class Job:
         """The name that the model has for x."""
         return self.names.get(x, x).name
 
+    def tensor(self, name: str) -> Value:
+        """The tensor of that name on the path, or what the layer of that name makes; TargetError names close ones."""
+        nodes = [n for layer in self.path for n in layer.nodes]
+        known = {layer.name: layer.y for layer in self.path} | {self.name_of(v): v for n in nodes for v in n.outputs}
+        if name in known:
+            return known[name]
+        if name in self.removed:
+            while name in self.removed:
+                gone, name = name, self.removed[name]
+            raise TargetError(f"tensor {gone!r} was folded away when the graph was made canonical; use its successor {name!r}")
+        raise TargetError(f"there is no layer or tensor {name!r} between {', '.join(map(self.name_of, self.xs))} and "
+                          f"{self.name_of(self.y)}{did_you_mean(name, known)}")
+
     def gradients(self, wrt: Sequence[Value], seed: Value | None = None) -> list[Value]:
         """d s / d v for tensors of this graph; zeros where s does not depend on one."""
-        found = pullback(self.g, {self.y: self.onehot if seed is None else seed}, wrt, self._between(wrt))
+        found = pullback(self.g, {self.y: self.onehot if seed is None else seed}, wrt, self._leading_to_y())
         return [found[v] if v in found else zeros_like(self.g, v) for v in wrt]
 
-    def _between(self, wrt: Sequence[Value]) -> list[Node]:
+    def _leading_to_y(self) -> list[Node]:
         """The nodes that lead to y, those of layers whose weights were computed for it included."""
-        needed, stack, stop = set[int](), [self.y], set(wrt)
+        needed, stack = set[int](), [self.y]
         while stack:
             value = stack.pop()
             node = self.g._producer.get(value)
-            if node is not None and value not in stop and id(node) not in needed:
+            if node is not None and id(node) not in needed:
                 needed.add(id(node))
                 stack.extend(node.uses)
         return [n for n in self.g.nodes if id(n) in needed]
@@ -110,7 +124,7 @@ class Job:
         return dataclasses.replace(self, graph=graph, y=stands.get(self.y, self.y), xs=list(xs), forward=made, names=names)
 
     def repeat(
-        self, n: int, states: Sequence[Value], body: Callable[[Graph, Value, list[Value]], Sequence[Value]]
+        self, n: int | Value, states: Sequence[Value], body: Callable[[Graph, Value, list[Value]], Sequence[Value]]
     ) -> list[Value]:
         """`states` after n steps of `body(step, i, states) -> states`, in one Loop; i counts from 0."""
         step = self.g.subgraph("steps")
@@ -119,7 +133,8 @@ class Job:
         found = body(step, i, held)
         step.outputs = [(step.fresh("go"), go), *((step.fresh("out"), v) for v in found)]
         trim(step)
-        made = self.g.emit("Loop", self.g.const(n), self.g.const(True), *states, n_outputs=len(states), body=step)
+        trips = n if isinstance(n, Value) else self.g.const(n)
+        made = self.g.emit("Loop", trips, self.g.const(True), *states, n_outputs=len(states), body=step)
         return [made] if isinstance(made, Value) else list(made)
 
     # -- what a method says here ----------------------------------------------------------------------------------
@@ -136,8 +151,7 @@ class Job:
             mine = {k: v for k, v in method.params.items() if k in step.params}
             rest = {k: v for k, v in method.params.items() if k not in step.params}
             with self.g.scope(f"procedure/{method.procedure}"):
-                made = step.apply(dataclasses.replace(self, rest=rest), **mine)
-            return made if isinstance(made, Found) else Found(list(made))
+                return self._together([dataclasses.replace(job, rest=rest) for job in self._independent()], step, mine)
         found = Found([], {}, self._references(method))
         context = Context(found.references, self.fitted)
         passes = [self.walk(method, {self.y: r}, self.xs, entries, context) for r in self.seeds(method)]
@@ -145,6 +159,29 @@ class Job:
             maps = tuple(p[x] if x in p else zeros_like(self.g, x) for p in passes)
             found.maps.append(self._finished(method, x, maps, found.references))
         return found
+
+    def _independent(self) -> list[Job]:
+        """One job for the attributed tensors that depend on no other, one for each group of those that do."""
+        groups: list[list[Value]] = []
+        for x in self.xs:
+            below = depends(self.forward, [x])
+            free = (g for g in groups if not any(v in below or x in depends(self.forward, [v]) for v in g))
+            group = next(free, None)
+            groups.append([x]) if group is None else group.append(x)
+        return [self] if len(groups) < 2 else [dataclasses.replace(self, xs=group) for group in groups]
+
+    def _together(self, jobs: Sequence[Job], step: Step, params: Mapping[str, Any]) -> Found:
+        """What a procedure finds for each job; where there are several, extras are named after the first tensor of theirs."""
+        found, whole = {}, Found([])
+        for job in jobs:
+            made = step.apply(job, **params)
+            made = made if isinstance(made, Found) else Found(list(made))
+            found.update(zip(job.xs, made.maps, strict=True))
+            end = f"_{job.name_of(job.xs[0])}" if len(jobs) > 1 else ""
+            whole.extras.update({f"{name}{end}": v for name, v in made.extras.items()})
+            whole.references.update(made.references)
+        whole.maps.extend(found[x] for x in self.xs)
+        return whole
 
     def seeds(self, method: Method) -> tuple[Value, ...]:
         with self.g.scope(f"seed/{method.seed}"):

@@ -118,6 +118,7 @@ class Step:
     params: Mapping[str, Parameter]
     summary: str
     source: str
+    forward_only: bool = False  # a procedure that asks for no derivative, so that layers need no rules
 
 
 @dataclass
@@ -148,13 +149,14 @@ class Job(Protocol):
     def score(self) -> Value: ...
     def at(self, step: Graph, xs: Sequence[Value]) -> Job: ...
     def repeat(
-        self, n: int, states: Sequence[Value], body: Callable[[Graph, Value, list[Value]], Sequence[Value]]
+        self, n: int | Value, states: Sequence[Value], body: Callable[[Graph, Value, list[Value]], Sequence[Value]]
     ) -> list[Value]: ...
     def explained_by(self, method: str) -> list[Value]: ...
     def gradients(self, wrt: Sequence[Value], seed: Value | None = None) -> list[Value]: ...
     def reference(self, x: Value, baselines: Any) -> Value: ...
     def input(self, x: Value, what: str, lead: tuple[Any, ...] = ()) -> Value: ...
     def name_of(self, x: Value) -> str: ...
+    def tensor(self, name: str) -> Value: ...
 
 
 @dataclass
@@ -203,11 +205,11 @@ def finish(name: str) -> Callable[[F], F]:
     return register
 
 
-def procedure(name: str) -> Callable[[F], F]:
+def procedure(name: str, forward_only: bool = False) -> Callable[[F], F]:
     """Register `f(job, *, parameters) -> [map per attributed tensor] or Found`: a method of many passes (see `procedure.Job`)."""
 
     def register(f: F) -> F:
-        _add(REGISTRY.procedures, Step(name, f, parameters(f), _summary(f), _where(f)))
+        _add(REGISTRY.procedures, Step(name, f, parameters(f), _summary(f), _where(f), forward_only))
         return f
 
     return register

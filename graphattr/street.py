@@ -90,7 +90,7 @@ def request_of(canonical: Canonical, order: Order) -> Request:
     aim = check_target(order.target, explained.y)
     if aim == "seed" and "seed" in order.params:
         raise MethodError('target="seed" brings the seed at run time; it cannot be combined with the parameter seed=')
-    request = Request(explained, asked, aim, order.strict, order.delta, order.ledger)
+    request = Request(explained, asked, aim, order.strict, order.delta, order.ledger, canonical.removed)
     _check_input_names(canonical.graph, aim, request.wrt, order.params)
     return request
 

@@ -25,7 +25,7 @@ def table(folder, text, name="mine.toml"):
     ("seed = ", ["not a readable TOML table"]),
     ("\xff\xfe", ["mine.toml"]),
     ('sed = "logit"\n' + LINE, ["unknown key 'sed'", "did you mean 'seed'"]),
-    ('expects = "all"\n' + LINE, ["expects must be one of seed, difference, score, zero", "'all'"]),
+    ('expects = "all"\n' + LINE, ["expects must be one of seed, difference, score, zero, nothing", "'all'"]),
     ('seed = "logits"\n' + LINE, ["unknown seed 'logits'", "did you mean 'logit'"]),
     ('finish = "rwa"\n' + LINE, ["unknown finish 'rwa'", "did you mean 'raw'"]),
     ('base = "lrp.epsilonn"\n' + LINE, ["base 'lrp.epsilonn' is not an installed table", "did you mean 'lrp.epsilon'"]),
