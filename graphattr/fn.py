@@ -100,6 +100,13 @@ class Site:
             return self.g.Add(*(z if v is main.outputs[0] else b for v in add.inputs))
         return self._emit(dataclasses.replace(node, inputs=(*node.inputs, b))) if main.op != "Einsum" else self._emit(node) + b
 
+    def at_zero(self) -> Value:
+        """The layer where all its data inputs are zero: what it adds, if it is affine."""
+        stands = {x: zeros_like(self.g, x) for x in self.xs}
+        for node in self.layer.nodes:
+            _emit_anew(self.g, node, stands)
+        return stands[self.y]
+
     def vjp(self, r: Value, x: Value, w: Value | None = None) -> Value:
         """r pulled back through a linear layer at (x, w): the cotangent of x."""
         made = self.g.producer(self._emit(self._linear(x, self.w if w is None else w)))

@@ -17,14 +17,14 @@ import numpy as np
 
 from .backward import Entry, backward
 from .errors import MethodError, TargetError, did_you_mean
-from .fn import Context
+from .fn import Context, Out, Site
 from .graph import Array, Graph, Node, Value
 from .layers import Layer, LayerGraph, to_layers
 from .method import Method, load_method
 from .plan import Plan, plan
 from .rule import REGISTRY, Found, Step, constant_like, per_sample_sum
 from .vjp import depends, pullback
-from .vjp.control import trim
+from .vjp.control import lift, trim
 from .vjp.index import zeros_like
 
 
@@ -126,18 +126,48 @@ class Job:
     def repeat(
         self, n: int | Value, states: Sequence[Value], body: Callable[[Graph, Value, list[Value]], Sequence[Value]]
     ) -> list[Value]:
-        """`states` after n steps of `body(step, i, states) -> states`, in one Loop; i counts from 0."""
+        """`states` after n steps of `body(step, i, states) -> states`, in one Loop; i counts from 0.
+
+        What the body returns behind the states is collected: (n, *its shape). What is the same at every step is computed once.
+        """
+        if n == 0:
+            return list(states)
         step = self.g.subgraph("steps")
         i, go = step.input(step.fresh("i"), np.int64, ()), step.input(step.fresh("go"), np.bool_, ())
         held = [step.input(step.fresh("state"), v.dtype, v.shape) for v in states]
         found = body(step, i, held)
         step.outputs = [(step.fresh("go"), go), *((step.fresh("out"), v) for v in found)]
         trim(step)
+        lift(step)
         trips = n if isinstance(n, Value) else self.g.const(n)
-        made = self.g.emit("Loop", trips, self.g.const(True), *states, n_outputs=len(states), body=step)
+        made = self.g.emit("Loop", trips, self.g.const(True), *states, n_outputs=len(found), body=step)
         return [made] if isinstance(made, Value) else list(made)
 
     # -- what a method says here ----------------------------------------------------------------------------------
+    def passed(
+        self, step: Graph, seeds: Sequence[Value], rule: Callable[[Site, Sequence[Any]], Sequence[Out]]
+    ) -> dict[Value, list[Value]]:
+        """Signals that go back from y side by side, written in `step`: what each brings to every tensor of the path.
+
+        `rule(site, rs)` says what each of them becomes at a layer: a Value, or one per data input.
+        """
+        path, graph = self.path, dataclasses.replace(self.graph, graph=step)
+        wanted = frozenset(x for layer in path for x in layer.xs)
+        arriving: dict[Value, list[list[Value]]] = {self.y: [[r] for r in seeds]}
+
+        def sums(v: Value) -> list[Value | None]:
+            return [total(step, shares) for shares in arriving.get(v, [[]] * len(seeds))]
+
+        for layer in reversed(path):
+            rs = list(zip(*(sums(y) for y in layer.ys), strict=True))
+            with step.scope(layer.name):
+                made = rule(Site(step, layer, graph, wanted), [r if len(r) > 1 else r[0] for r in rs])
+            for i, out in enumerate(made):
+                for x, share in zip(layer.xs, (out,) if isinstance(out, Value) else out, strict=True):
+                    if share is not None:
+                        arriving.setdefault(x, [[] for _ in seeds])[i].append(share)
+        return {v: [r for r in sums(v) if r is not None] for v in arriving}
+
     def explained_by(self, method: str) -> list[Value]:
         """The attribution of each of `xs` by another method, with those of the caller's parameters that are its own."""
         chosen = load_method(method)

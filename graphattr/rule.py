@@ -27,7 +27,7 @@ from .fn import Out, Site
 from .graph import Graph, Value
 from .infer import shape_text
 from .layers import Layer, LayerGraph
-from .vjp import fit, total
+from .vjp import fit, pullback, total
 from .vjp.reduce import reduction
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "per_sample",
     "per_sample_sum",
     "procedure",
+    "pullback",
     "rule",
     "seed",
     "total",
@@ -151,6 +152,9 @@ class Job(Protocol):
     def repeat(
         self, n: int | Value, states: Sequence[Value], body: Callable[[Graph, Value, list[Value]], Sequence[Value]]
     ) -> list[Value]: ...
+    def passed(
+        self, step: Graph, seeds: Sequence[Value], rule: Callable[[Site, Sequence[Any]], Sequence[Out]]
+    ) -> Mapping[Value, Sequence[Value]]: ...
     def explained_by(self, method: str) -> list[Value]: ...
     def gradients(self, wrt: Sequence[Value], seed: Value | None = None) -> list[Value]: ...
     def reference(self, x: Value, baselines: Any) -> Value: ...

@@ -9,6 +9,7 @@ How a body is pulled back is the caller's matter (`Through`): `pullback` for der
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UnsupportedOp
-from ..graph import Graph, Node, Value
+from ..graph import RANDOM, Graph, Node, Value
 from .index import zeros_like
 from .registry import Pairs, depends, pullback, total
 
@@ -271,6 +272,21 @@ def _differ(a: Value, b: Value) -> bool:
         return False
     pairs = zip(a.shape, b.shape, strict=False)
     return len(a.shape) != len(b.shape) or any(isinstance(p, int) and isinstance(q, int) and p != q for p, q in pairs)
+
+
+def lift(body: Graph) -> None:
+    """Move out of a body what is the same at every step: nodes that read nothing that the body is given or draws."""
+    g, stands, kept = body.parent, dict[Value, Value](), list[Node]()
+    assert g is not None
+    for node in body.nodes:
+        fixed = all(v in stands or v.is_const or v.graph is not body for v in node.uses)
+        if fixed and node.inputs and not node.subgraphs and node.op not in RANDOM:
+            g.copy([node], stands)
+            continue
+        inputs = tuple(None if v is None else stands.get(v, v) for v in node.inputs)
+        kept.append(dataclasses.replace(node, inputs=inputs, attrs=body.rebound(node.attrs, stands)))
+    body.nodes[:] = kept
+    body.outputs = [(name, stands.get(v, v)) for name, v in body.outputs]
 
 
 def trim(body: Graph) -> None:
