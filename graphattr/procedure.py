@@ -23,7 +23,7 @@ from .layers import Layer, LayerGraph, to_layers
 from .method import Method, load_method
 from .plan import Plan, plan
 from .rule import REGISTRY, Found, Step, constant_like, per_sample_sum
-from .vjp import depends, pullback
+from .vjp import depends, pullback, total
 from .vjp.control import lift, trim
 from .vjp.index import zeros_like
 
