@@ -87,6 +87,7 @@ class Net:
             self._read(node)
         while self.layers[-1].op in TERMINAL:
             self.output = self.layers.pop().inputs[0]
+        self._join_pads()
         if fold:
             self._fold()
         for layer in self.layers:
@@ -197,6 +198,19 @@ class Net:
 
     def users(self, name):
         return [l for l in self.layers for i in l.inputs if i == name] + [None] * (name == self.output)
+
+    def _join_pads(self):
+        """Zeros around a convolution's input are its padding."""
+        for layer in [l for l in self.layers if l.op == "Pad"]:
+            after = self.users(layer.output)
+            if len(after) == 1 and after[0] and after[0].op == "Conv":
+                shape = self.values[layer.inputs[0]].shape[1:]
+                widths = np.array(layer.const[0], int).reshape(2, -1).T[1:]
+                place = np.pad(np.arange(np.prod(shape)).reshape(shape), widths, constant_values=-1).ravel()
+                rows = np.vstack([np.eye(np.prod(shape)), np.zeros((1, np.prod(shape)))])[place]
+                after[0].w, after[0].support = after[0].w @ rows, after[0].support @ rows
+                after[0].inputs, after[0].padded = list(layer.inputs), True
+                self.layers.remove(layer)
 
     def _fold(self):
         """Biases written as Add, then BN into the linear layer before it, then BN into the unpadded linear layer after it."""
