@@ -10,7 +10,6 @@ import onnx
 
 from .backward import Entry
 from .errors import MethodError, TargetError
-from .fn import reapply
 from .graph import Graph, Value
 from .layers import Layer, LayerGraph
 from .lookups import of_ids
@@ -18,6 +17,7 @@ from .method import Method
 from .plan import Bound, Plan, plan
 from .precision import is_half
 from .procedure import Job
+from .references import References
 from .rule import Found, per_sample_sum
 from .targets import NO_RANK, Explained, Target, Wanted, one_hot
 from .vjp import total
@@ -121,8 +121,8 @@ def _delta(job: Job, method: Method, request: Request, written: Written, found: 
     g, y = job.g, job.y
     maps = list(written.attributions.values())
     if method.expects == "difference":
-        changed = reapply(g, y, {x: _filled(g, x, found.references.get(x)) for x in request.wrt})
-        wanted = (y - changed) * job.onehot
+        references = References({x: found.references.get(x, g.const(0.0, x.dtype)) for x in request.wrt})
+        wanted = (y - job.output_at(references)) * job.onehot
     elif method.expects == "score":
         wanted = y * job.onehot
     else:
@@ -139,10 +139,6 @@ def of_one_type(g: Graph, values: Sequence[Value]) -> list[Value]:
     if len(kinds) == 1 and not any(map(is_half, values)):
         return list(values)
     return [v if v.dtype == np.float32 else g.Cast(v, to=onnx.TensorProto.FLOAT) for v in values]
-
-
-def _filled(g: Graph, x: Value, reference: Value | None) -> Value:
-    return x * 0.0 if reference is None else x * 0.0 + reference
 
 
 def _ledger(g: Graph, y: Value, entries: Sequence[Entry]) -> Value:

@@ -22,7 +22,8 @@ from .graph import Array, Graph, Node, Value
 from .layers import Layer, LayerGraph, to_layers
 from .method import Method, load_method
 from .plan import Plan, plan
-from .rule import REGISTRY, Found, Step, constant_like, per_sample_sum
+from .references import References, blurred, constant_reference
+from .rule import REGISTRY, SIGMA, Found, Step, per_sample_sum
 from .vjp import depends, pullback, total
 from .vjp.control import lift, trim
 from .vjp.index import zeros_like
@@ -130,7 +131,7 @@ class Job:
 
         What the body returns behind the states is collected: (n, *its shape). What is the same at every step is computed once.
         """
-        if n == 0:
+        if isinstance(n, int) and n == 0:
             return list(states)
         step = self.g.subgraph("steps")
         i, go = step.input(step.fresh("i"), np.int64, ()), step.input(step.fresh("go"), np.bool_, ())
@@ -182,13 +183,31 @@ class Job:
             rest = {k: v for k, v in method.params.items() if k not in step.params}
             with self.g.scope(f"procedure/{method.procedure}"):
                 return self._together([dataclasses.replace(job, rest=rest) for job in self._independent()], step, mine)
-        found = Found([], {}, self._references(method))
-        context = Context(found.references, self.fitted)
+        references = self._references(method)
+        if references.count == 1:
+            return Found(self._explained(method, references.values, entries), {}, dict(references.values))
+        if all(bound.rule.name == "gradient" for bound in self.plan_of(method).values()):  # it compares behind the pass only
+            return Found(self._explained(method, references.mean(self.g), entries), {}, dict(references.values))
+        return Found(self._mean_over(method, references, entries), {}, dict(references.values))
+
+    def _explained(self, method: Method, references: Mapping[Value, Value], entries: list[Entry] | None = None) -> list[Value]:
+        """The maps of a method without a procedure, compared with one reference per tensor."""
+        context = Context(references, self.fitted)
         passes = [self.walk(method, {self.y: r}, self.xs, entries, context) for r in self.seeds(method)]
-        for x in self.xs:
-            maps = tuple(p[x] if x in p else zeros_like(self.g, x) for p in passes)
-            found.maps.append(self._finished(method, x, maps, found.references))
-        return found
+        maps = [tuple(p[x] if x in p else zeros_like(self.g, x) for p in passes) for x in self.xs]
+        return [self._finished(method, x, found, references) for x, found in zip(self.xs, maps, strict=True)]
+
+    def _mean_over(self, method: Method, references: References, entries: list[Entry] | None) -> list[Value]:
+        """The mean of what a method says of each row of its references."""
+        if entries is not None:
+            raise MethodError(f"method {method.name!r} runs once per row of baselines; a ledger is of one pass: give one row")
+
+        def step(body: Graph, i: Value, sums: list[Value]) -> list[Value]:
+            maps = self.at(body, self.xs)._explained(method, references.row(body, i))
+            return [v + m for v, m in zip(sums, maps, strict=True)]
+
+        sums = self.repeat(references.count, [zeros_like(self.g, x) for x in self.xs], step)
+        return [v * (1.0 / references.count) for v in sums]
 
     def _independent(self) -> list[Job]:
         """One job for the attributed tensors that depend on no other, one for each group of those that do."""
@@ -202,7 +221,8 @@ class Job:
 
     def _together(self, jobs: Sequence[Job], step: Step, params: Mapping[str, Any]) -> Found:
         """What a procedure finds for each job; where there are several, extras are named after the first tensor of theirs."""
-        found, whole = {}, Found([])
+        found: dict[Value, Value] = {}
+        whole = Found([])
         for job in jobs:
             made = step.apply(job, **params)
             made = made if isinstance(made, Found) else Found(list(made))
@@ -240,10 +260,14 @@ class Job:
             self.plans[key] = plan(self.whole[0], method, self.whole[1], self.strict)
         return self.plans[key]
 
-    def _references(self, method: Method) -> dict[Value, Value]:
+    def _references(self, method: Method) -> References:
         """The references of a method that has the parameter `baselines`, where it is set."""
-        given = method.params.get("baselines") if "baselines" in REGISTRY.finishes[method.finish].params else None
-        return {} if given is None else {x: self.reference(x, given, f"method {method.name!r}") for x in self.xs}
+        known = REGISTRY.finishes[method.finish].params
+        given = method.params.get("baselines") if "baselines" in known else None
+        if given is None:
+            return References({})
+        sigma = method.params.get("sigma", known["sigma"].default if "sigma" in known else SIGMA)
+        return self.references(given, sigma, f"method {method.name!r}")
 
     def _finished(self, method: Method, x: Value, maps: tuple[Value, ...], references: Mapping[Value, Value]) -> Value:
         step = REGISTRY.finishes[method.finish]
@@ -254,18 +278,37 @@ class Job:
             result: Value = step.apply(self.g, x, maps, **params)
         return result
 
+    def output_at(self, references: References) -> Value:
+        """y at the references; of several the mean."""
+
+        def there(job: Job, g: Graph, row: Mapping[Value, Value]) -> Value:
+            return job.at(g, [x * 0.0 + row[x] for x in job.xs]).y
+
+        if references.count == 1:
+            return there(self, self.g, references.values)
+        made = self.repeat(
+            references.count, [self.y * 0.0], lambda body, i, sums: [sums[0] + there(self, body, references.row(body, i))]
+        )
+        return made[0] * (1.0 / references.count)
+
     # -- what the caller gives ------------------------------------------------------------------------------------
-    def reference(self, x: Value, baselines: Any, where: str = "baselines") -> Value:
-        """The reference of x: the graph input `<x>_baseline` for "input", else a constant that broadcasts against x."""
-        if isinstance(baselines, str):
+    def references(self, baselines: Any, sigma: float = SIGMA, where: str = "baselines") -> References:
+        """What each of `xs` is compared with: numbers, arrays or rows of them, "input" (`<x>_baseline`), "blur" (of `sigma`)."""
+        return References({x: self.reference(x, baselines, where, sigma) for x in self.xs})
+
+    def reference(self, x: Value, baselines: Any, where: str = "baselines", sigma: float = SIGMA) -> Value:
+        """The reference of x (see `references.py`): it broadcasts against x; several have a first axis of their own."""
+        if isinstance(baselines, str) and baselines == "input":
             return self.input(x, "baseline")
-        key = ("baseline", self.name_of(x))
-        if key not in self.held:
-            try:
-                self.held[key] = constant_like(self.root, x, baselines)
-            except MethodError as e:
-                raise MethodError(f"{where}, parameter 'baselines': {e}") from e
-        return self.held[key]
+        try:
+            if isinstance(baselines, str):
+                return blurred(self.g, x, sigma)
+            key = ("baseline", self.name_of(x))
+            if key not in self.held:
+                self.held[key] = constant_reference(self.root, x, baselines)
+            return self.held[key]
+        except MethodError as e:
+            raise MethodError(f"{where}, parameter 'baselines': {e}") from e
 
     def input(self, x: Value, what: str, lead: tuple[Any, ...] = ()) -> Value:
         """The graph input `<x>_<what>` of x's type, shape (*lead, *shape of x); shared by all methods of the file."""

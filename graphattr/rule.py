@@ -31,6 +31,8 @@ from .vjp import fit, pullback, total
 from .vjp.reduce import reduction
 
 __all__ = [
+    "SIGMA",
+    "Baselines",
     "Found",
     "Graph",
     "Job",
@@ -55,6 +57,8 @@ __all__ = [
 ]
 
 Operand = float | Sequence[float] | np.ndarray[Any, Any]  # a number, one number per channel, or an array that broadcasts
+Baselines = Operand | Literal["input", "blur"]  # or rows of them; a graph input; a Gaussian of `sigma` pixels
+SIGMA = 10.0
 MethodName = NewType("MethodName", str)  # the type of a procedure's parameter that names the method it asks again and again
 F = TypeVar("F", bound=Callable[..., Any])
 KINDS = {
@@ -131,6 +135,16 @@ class Found:
     references: dict[Value, Value] = field(default_factory=dict)
 
 
+class References(Protocol):
+    """What the attributed tensors are compared with, `count` times (see `references.py`)."""
+
+    @property
+    def values(self) -> Mapping[Value, Value]: ...
+    @property
+    def count(self) -> int: ...
+    def row(self, g: Graph, i: Value | None) -> Mapping[Value, Value]: ...
+
+
 class Job(Protocol):
     """What a procedure is given (see `procedure.py`): the model in one graph, explained at `y` for `xs`."""
 
@@ -157,7 +171,7 @@ class Job(Protocol):
     ) -> Mapping[Value, Sequence[Value]]: ...
     def explained_by(self, method: str) -> list[Value]: ...
     def gradients(self, wrt: Sequence[Value], seed: Value | None = None) -> list[Value]: ...
-    def reference(self, x: Value, baselines: Any) -> Value: ...
+    def references(self, baselines: Any, sigma: float = SIGMA) -> References: ...
     def input(self, x: Value, what: str, lead: tuple[Any, ...] = ()) -> Value: ...
     def name_of(self, x: Value) -> str: ...
     def tensor(self, name: str) -> Value: ...

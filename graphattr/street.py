@@ -113,8 +113,9 @@ def methods_of(method: MethodLike | Sequence[MethodLike], params: Mapping[str, A
 
 def _check_input_names(g: Graph, target: Target, wrt: Sequence[Value], params: Mapping[str, Any]) -> None:
     ours = {"input": ["target"], "seed": ["seed"]}.get(str(target), [])
-    if isinstance(params.get("baselines"), str):
-        ours = [*ours, *(f"{v.name}_baseline" for v in wrt)]
+    for parameter, what in (("baselines", "baseline"), ("noise", "noise")):
+        if isinstance(params.get(parameter), str) and params[parameter] == "input":
+            ours = [*ours, *(f"{v.name}_{what}" for v in wrt)]
     for name in ours:
         if name in g.names:
             raise TargetError(

@@ -1,8 +1,6 @@
 """The gradient family: plain derivatives, and what is made of them at the input."""
 
-from typing import Literal
-
-from graphattr.rule import Graph, Operand, Out, Site, Value, finish, rule
+from graphattr.rule import SIGMA, Baselines, Graph, Out, Site, Value, finish, rule
 
 
 @rule("gradient")
@@ -19,9 +17,10 @@ def raw(g: Graph, x: Value, maps: tuple[Value, ...]) -> Value:
 
 @finish("times_input")
 def times_input(
-    g: Graph, x: Value, maps: tuple[Value, ...], *, baselines: Operand | Literal["input"] | Value | None = None
+    g: Graph, x: Value, maps: tuple[Value, ...], *, baselines: Baselines | Value | None = None, sigma: float = SIGMA
 ) -> Value:
-    """(x - baselines) * gradient. `baselines`: a number, one per channel, an array, or "input" for a graph input.
+    """(x - baselines) * gradient. `baselines`: a number, one per channel, an array, rows of them (their mean counts), "input"
+    for a graph input, or "blur" for x under a Gaussian of `sigma` pixels.
 
     Whatever the caller gave arrives here as a Value of the graph.
     """

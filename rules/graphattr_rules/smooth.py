@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from graphattr.errors import MethodError
 from graphattr.rule import Graph, Job, MethodName, Value, per_sample, procedure
 
 from .noise import normal
@@ -42,6 +43,8 @@ def vargrad(
 
 def moments(job: Job, base: str, n: int, stdevs: float, noise: str, random_state: int) -> tuple[list[Value], list[Value]]:
     """(mean, biased variance) over the noisy copies, by Welford's recurrence."""
+    if n < 1 or stdevs < 0:
+        raise MethodError(f"noisy copies: n_samples must be at least 1 and stdevs at least 0, not {n} and {stdevs}")
     g, xs = job.g, job.xs
     given = [job.input(x, "noise", (n,)) if noise == "input" else None for x in xs]
     widths = [spread(g, x) * stdevs for x in xs]
