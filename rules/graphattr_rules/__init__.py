@@ -1,3 +1,16 @@
 """The built-in rules, plugged in by the same entry point as anyone's. One module per family; tables in methods/*.toml."""
 
-from . import attention, contrast, dmbp, gradient, guided, lrp, paths, seeds, smooth  # noqa: F401  (registration)
+from . import (  # noqa: F401  (registration)
+    attention,
+    cam,
+    contrast,
+    dga,
+    dmbp,
+    fullgrad,
+    gradient,
+    guided,
+    lrp,
+    paths,
+    seeds,
+    smooth,
+)

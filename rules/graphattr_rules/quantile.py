@@ -47,3 +47,14 @@ def _rounded(g: Graph, p: Value, q: Value) -> Value:
     up = twice / (q * 2)
     half = g.Equal(up * (q * 2), twice)
     return g.Where(half, up - g.Mod(up, 2), up)
+
+
+def order_statistics(g: Graph, rows: Value, low: Value) -> tuple[Value, Value]:
+    """(v[low], v[low + 1]) of each row sorted, [N, 1] each; low: int64 [1]. v[low + 1] is v[low] where it is the last.
+
+    Nothing is sorted whole: they are the two smallest of the largest, which TopK selects without an order.
+    """
+    keep = g.Slice(g.shape(rows), [1], [2]) - low
+    largest, _ = g.TopK(rows, keep, axis=1, largest=1, sorted=0, n_outputs=2)
+    two, _ = g.TopK(largest, g.Min(keep, 2), axis=1, largest=0, sorted=1, n_outputs=2)
+    return g.Slice(two, [0], [1], [1]), g.Slice(two, [-1], [2**62], [1])
