@@ -14,6 +14,8 @@ def pixel_axes(job: Job, x: Value) -> list[int]:
     Without one: axis 1 of (N, T, D) and of (N, F), all behind (N, C) of more. A Transpose of the last axis to the second in front
     of it says that channels are last.
     """
+    if x.rank < 2:
+        raise MethodError(f"{job.name_of(x)!r} has {x.rank} axes; behind that of the samples there must be one to hide parts of")
     last_first = [0, x.rank - 1, *range(1, x.rank - 1)]
     same = {x}
     for layer in job.graph.between([x], [job.y]):
