@@ -100,7 +100,11 @@ class _Reader:
         for a in attributes:
             decoded[a.name] = a
             if a.type == onnx.AttributeProto.GRAPH:
-                decoded[a.name] = self.body(g, a.g, env, _received(attributes, inputs))
+                received = _received(attributes, inputs)
+                body = self.body(g, a.g, env, received)
+                if "num_scan_inputs" not in [b.name for b in attributes] and not _stays(a.g, body):
+                    body = self.body(g, a.g, env, [(dtype, None) for dtype, _ in received])
+                decoded[a.name] = body
             elif a.type in NUMBERS:
                 value = helper.get_attribute_value(a)
                 decoded[a.name] = list(value) if a.type in LISTS else value
@@ -183,14 +187,21 @@ def _declared(info: onnx.ValueInfoProto) -> tuple[Any, Shape | None]:
 
 
 def _received(attributes: Any, inputs: Sequence[Value | None]) -> list[Typed]:
-    """What a node gives its body: a Scan slices, and a state of constant shape; a Loop values whose shape may change."""
+    """What a node gives its body: a Scan slices, and a state of constant shape; a Loop a state that may change: see `_stays`."""
     held = {a.name: a for a in attributes}
     if "num_scan_inputs" not in held:
-        return [(None, None) if x is None else (x.dtype, None) for x in inputs]
+        return [(None, None) if x is None else (x.dtype, x.shape) for x in inputs]
     count = held["num_scan_inputs"].i
     axes = list(held["scan_input_axes"].ints) if "scan_input_axes" in held else [0] * count
     axis_of = dict(zip(range(len(inputs) - count, len(inputs)), axes, strict=False))
     return [(None, None) if x is None else (x.dtype, _slice_of(x.shape, axis_of.get(i))) for i, x in enumerate(inputs)]
+
+
+def _stays(proto: onnx.GraphProto, body: Graph) -> bool:
+    """Whether a Loop's states whose shapes its body does not declare leave a step in the shape they enter it."""
+    open_ = {v.name for v in proto.input[2:] if _declared(v)[1] is None}
+    pairs = zip(body.inputs[2:], body.outputs[1:], strict=False)
+    return all(entering.shape == leaving.shape for entering, (_, leaving) in pairs if entering.name in open_)
 
 
 def _slice_of(shape: Shape | None, axis: int | None) -> Shape | None:
