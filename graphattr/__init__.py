@@ -1,8 +1,9 @@
 """An exported ONNX model goes in, an ONNX model that also explains its predictions comes out."""
 
-from .api import convert, explain, inspect, methods, operators, rules, verify
+from .api import convert, explain, fit, inspect, methods, operators, rules, verify
 from .errors import (
     BuildError,
+    FitWarning,
     GraphattrError,
     MethodError,
     MissingFit,
@@ -13,6 +14,7 @@ from .errors import (
     WriteError,
 )
 from .export import Explanation
+from .fitted import Fitted
 from .method import Method
 from .runtime import Attribution, Explainer
 from .version import __version__
@@ -22,6 +24,8 @@ __all__ = [
     "BuildError",
     "Explainer",
     "Explanation",
+    "FitWarning",
+    "Fitted",
     "GraphattrError",
     "Method",
     "MethodError",
@@ -34,6 +38,7 @@ __all__ = [
     "__version__",
     "convert",
     "explain",
+    "fit",
     "inspect",
     "methods",
     "operators",

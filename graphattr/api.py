@@ -11,6 +11,8 @@ import onnx
 from .canonical import canonicalise
 from .errors import MethodError
 from .export import Explanation
+from .fit import FITTERS, fit_model
+from .fitted import Fitted, opened
 from .foreign import EDITS
 from .infer import schema_of
 from .lower import lowering_for
@@ -51,7 +53,7 @@ def convert(
     wrt: names of the tensors to attribute to, inputs or inner ones (default: all float inputs). "tokens", the default where no
         input is float: every integer input whose ids are looked up in a constant table; `<ids>_attribution` has the shape of the
         ids and sums what the rows they fetch get. The name of one such input asks for that one.
-    fitted: learned parameters, for methods that need them.
+    fitted: what `fit` learned, for methods that need it: a Fitted, the path of one, or a list with one per such method.
     strict: an operator without a rule is an error; False lets the plain gradient pass there, and the manifest lists it.
     delta: add `<output>_delta` [N], what the attributions should add up to minus what they do.
     ledger: add `<output>_ledger` [N, layers, 4], relevance arrived, sent on, absorbed by bias and by stabiliser.
@@ -66,9 +68,7 @@ def convert(
     Raises ModelError, UnsupportedOp, MethodError, TargetError; all are GraphattrError.
     """
     _load_rules(rules)
-    if fitted is not None:
-        raise MethodError("fitted= was given, but no installed method has learned parameters")
-    order = Order(method, target, output, wrt, strict, delta, ledger, strip, lowering, precision, params)
+    order = Order(method, target, output, wrt, strict, delta, ledger, strip, lowering, precision, params, opened(fitted))
     *_, (_, explanation) = street(model, order)
     assert isinstance(explanation, Explanation)
     return explanation
@@ -115,6 +115,47 @@ def _load_rules(files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     load_rules([os.fspath(f) for f in ([files] if isinstance(files, (str, os.PathLike)) else files)])
 
 
+def fit(
+    model: Model,
+    data: Any,
+    method: MethodLike,
+    *,
+    labels: Any = None,
+    target: Any = None,
+    output: str | None = None,
+    wrt: str | Sequence[str] | None = None,
+    batch_size: int = 32,
+    state: str | os.PathLike[str] | None = None,
+    progress: bool | None = None,
+    preprocess: str | None = None,
+    strip: bool = True,
+    providers: Any = None,
+    rules: Sequence[str | os.PathLike[str]] = (),
+    **params: Any,
+) -> Fitted:
+    """What a method needs to learn from data before it can explain; give the result to `convert(fitted=...)`.
+
+    The model itself is run, with statistics of each layer behind it, batch by batch; sums are kept in float64.
+
+    data: an array, arrays by input name, an iterable of such batches (or of pairs of a batch and its labels), or the path of an
+        .npz, .npy, picture or folder of these, or several paths. An .npz or dict may hold `labels`; folders may be classes.
+    labels: a class per sample, where the method asks for it.
+    target: the target to learn for, or a list, where the method learns for each.
+    output, wrt, strip: as for `convert`.
+    batch_size: samples that are run at once (a model with a fixed batch has its own).
+    state: a file from which an interrupted fit goes on; it is written while the fit runs, and removed at its end.
+    progress: a bar on stderr; by default where that is a terminal.
+    preprocess: of pictures, as on the command line.
+    params: what the method's fit takes (see `methods()`).
+
+    Warns (FitWarning) where there are too few samples. Raises what `convert` raises, and RunError for data that do not fit.
+    """
+    _load_rules(rules)
+    return fit_model(
+        model, data, method, labels, target, output, wrt, batch_size, state, progress, preprocess, strip, providers, params
+    )
+
+
 # -- looking ------------------------------------------------------------------------------------------------------
 def inspect(
     model: Model,
@@ -151,7 +192,10 @@ def verify(
 
 
 def methods() -> list[dict[str, Any]]:
-    """Every registered method: name, summary, source, seed, and its parameters with type and default."""
+    """Every registered method: name, summary, source, seed, its parameters with type and default, and those of its fit.
+
+    fit: None for methods that learn nothing from data.
+    """
     found = []
     for name in method_names():
         m = load_method(name)
@@ -162,6 +206,9 @@ def methods() -> list[dict[str, Any]]:
                 "source": m.source,
                 "seed": m.seed,
                 "parameters": {k: {"type": t, "default": d} for k, (t, d) in m.parameters().items()},
+                "fit": {p.name: {"type": describe(p.type), "default": p.default} for p in FITTERS[m.fit].params.values()}
+                if m.fit in FITTERS
+                else None,
             }
         )
     return found

@@ -10,6 +10,7 @@ import onnx
 
 from .backward import Entry
 from .errors import MethodError, TargetError
+from .fitted import Learned
 from .graph import Graph, Value
 from .layers import Layer, LayerGraph
 from .lookups import of_ids
@@ -92,7 +93,9 @@ def _unaffected(graph: LayerGraph, request: Request) -> list[str]:
     return [one.x.name for one in request.wanted if not any(v in reached for v in one.tensors)]
 
 
-def attribute(graph: LayerGraph, method: Method, rules: Plan, request: Request, begin: tuple[Value, Value | None]) -> Written:
+def attribute(
+    graph: LayerGraph, method: Method, rules: Plan, request: Request, begin: tuple[Value, Value | None], learned: Learned
+) -> Written:
     """Append one method's passes to the graph."""
     g, y = graph.graph, request.explained.y
     if request.ledger and method.procedure:
@@ -101,7 +104,7 @@ def attribute(graph: LayerGraph, method: Method, rules: Plan, request: Request, 
         raise MethodError(f"the attributions of method {method.name!r} add up to nothing that is known: pass delta=False")
     entries: list[Entry] | None = [] if request.ledger else None
     job = Job(graph, y, begin[0], request.wrt, list(g.nodes), (graph, request.path_in(graph)), request.target == "seed",
-              request.strict, removed=request.removed)
+              request.strict, learned, removed=request.removed)
     found = job.run(method, entries)
     written = Written(method, {}, rules, unaffected=_unaffected(graph, request))
     finished = dict(zip(request.wrt, found.maps, strict=True))

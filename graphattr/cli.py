@@ -6,14 +6,14 @@ import argparse
 import json
 import logging
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__, api
-from .errors import GraphattrError, MethodError, RunError, TargetError, WriteError
+from . import __version__, api, arguments
+from .errors import GraphattrError, MethodError, TargetError, WriteError
 from .export import Explanation, _plain
+from .fitted import opened
 from .lower import TARGETS, lowering_for
 from .precision import PRECISIONS
 from .rule import load_rules
@@ -63,10 +63,21 @@ def build_parser() -> argparse.ArgumentParser:
     _add_conversion(explain)
     explain.add_argument("--preprocess", default=None, metavar="P", help="imagenet, tf, lite, none, or a .toml (default: none)")
     explain.add_argument("--provider", default="cpu", metavar="P", help="cpu, cuda or tensorrt")
-    explain.add_argument("--top", type=_count, default=5, metavar="K", help="print the K highest classes (default 5)")
+    explain.add_argument("--top", type=arguments.count, default=5, metavar="K", help="print the K highest classes (default 5)")
     explain.add_argument("--labels", metavar="FILE", help="class names, one per line")
     explain.add_argument("--tokenizer", metavar="FILE", help="the words of a token model: tokenizer.json, vocab.json or .txt")
     explain.add_argument("--text", action="store_true", help="the INPUTs are texts themselves, not files; needs --tokenizer")
+    learn = _command(commands, "fit", run_fit, "learn from data what a method needs")
+    learn.add_argument("model", metavar="MODEL", help="an .onnx file")
+    learn.add_argument("data", metavar="DATA", nargs="+", help=".npz, .npy, pictures, or a folder of these (or one per class)")
+    learn.add_argument("-o", "--out", metavar="FITTED.npz", required=True, help="where to write what was learned")
+    _add_method(learn, None)
+    learn.add_argument("--target", metavar="T", help="the target to learn for, or several with commas, where the method needs it")
+    learn.add_argument("--labels", metavar="FILE", help="a class per sample: .npy, or text with one number per line")
+    learn.add_argument("--batch-size", type=arguments.count, default=32, metavar="N", help="samples that are run at once (default 32)")
+    learn.add_argument("--state", metavar="FILE", help="go on from here when interrupted; removed when the fit is done")
+    learn.add_argument("--preprocess", default=None, metavar="P", help="imagenet, tf, lite, none, or a .toml (default: none)")
+    learn.add_argument("--provider", default="cpu", metavar="P", help="cpu, cuda or tensorrt")
     look = _command(commands, "inspect", run_inspect, "what is in the file, which rule each layer would get, what would fail")
     look.add_argument("model", metavar="MODEL")
     _add_method(look, None)
@@ -127,6 +138,7 @@ def _add_conversion(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="argmax, input, seed, an index, or indices such as 3,5,7 (default: argmax)",
     )
+    parser.add_argument("--fitted", action="append", default=[], metavar="F", help="what `fit` learned, for methods that need it")
     parser.add_argument("--delta", action="store_true", help="add the completeness residual per sample")
     parser.add_argument(
         "--ledger", action="store_true", help="add the conservation ledger: relevance in, out, absorbed, per layer"
@@ -146,7 +158,7 @@ def run_convert(args: argparse.Namespace) -> int:
         from .look import text_of
 
         load_rules(args.rules)
-        for stage, value in street(args.model, Order(**_order(args))):
+        for stage, value in street(args.model, Order(**{**_order(args), "fitted": opened(args.fitted)})):
             if stage == args.stop_after:
                 print(text_of(value))
                 return 0
@@ -214,7 +226,7 @@ def _explanation(args: argparse.Namespace) -> Explanation:
                 f"{args.model} is already an explanation of target {manifest['target']!r}; give the source model to "
                 "explain another, or convert it with --target input"
             )
-        options = ("method", "set", "output", "wrt", "delta", "ledger", "no_strip", "no_strict", "rules", "lower")
+        options = ("method", "set", "output", "wrt", "fitted", "delta", "ledger", "no_strip", "no_strict", "rules", "lower")
         given = [f"--{o.replace('_', '-')}" for o in options if getattr(args, o)]
         if given:
             raise MethodError(
@@ -224,27 +236,66 @@ def _explanation(args: argparse.Namespace) -> Explanation:
     return _convert(args)
 
 
+def run_fit(args: argparse.Namespace) -> int:
+    import warnings
+
+    from .errors import FitWarning
+    from .fit import fit_model
+
+    methods = arguments.methods(args)
+    if methods is None or len(methods) != 1:
+        raise MethodError("fit takes one method: pass --method M (`graphattr methods` lists them)")
+    load_rules(args.rules)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FitWarning)  # printed below
+        fitted = fit_model(
+            args.model,
+            args.data,
+            methods[0],
+            args.labels,
+            arguments.targets(args.target),
+            args.output,
+            arguments.names(args.wrt),
+            args.batch_size,
+            args.state,
+            preprocess=args.preprocess,
+            strip=not args.no_strip,
+            providers=args.provider,
+            params=arguments.params(args.set),
+            say=_say,
+        )
+    out = fitted.save(args.out)
+    for text in fitted.warnings:
+        _say(f"warning: {text}")
+    if args.json:
+        _print_json({"path": str(out), "manifest": fitted.manifest})
+    else:
+        _say(f"{fitted.manifest['method']}: {len(fitted.arrays)} layers learned from {fitted.manifest['samples']} samples")
+        print(out)
+    return 0
+
+
 def run_inspect(args: argparse.Namespace) -> int:
     from .tables import inspection_table
 
-    methods = _methods(args)
+    methods = arguments.methods(args)
     if methods is not None and len(methods) > 1:
         raise MethodError("inspect takes one method at a time")
     found = api.inspect(
         args.model,
         methods[0] if methods else None,
         args.output,
-        _names(args.wrt),
+        arguments.names(args.wrt),
         strip=not args.no_strip,
         rules=args.rules,
-        **_params(args.set),
+        **arguments.params(args.set),
     )
     _print_json(found) if args.json else inspection_table(found)
     return 0
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    found = api.verify(args.explanation, args.model, _load_data(args.data), args.provider)
+    found = api.verify(args.explanation, args.model, arguments.load_data(args.data), args.provider)
     if args.json:
         _print_json(found)
     else:
@@ -278,79 +329,22 @@ def _convert(args: argparse.Namespace) -> Explanation:
 
 def _order(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of an Order that the arguments give."""
-    methods = _methods(args)
+    methods = arguments.methods(args)
     chosen = {} if methods is None else {"method": methods[0] if len(methods) == 1 else methods}
     return {
         **chosen,
-        "target": _target(args.target),
+        "target": arguments.target(args.target),
         "output": args.output,
-        "wrt": _names(args.wrt),
+        "wrt": arguments.names(args.wrt),
         "strict": not args.no_strict,
         "delta": args.delta,
         "ledger": args.ledger,
         "strip": not args.no_strip,
         "lowering": args.lower or lowering_for(vars(args).get("provider")),
         "precision": args.precision,
-        "params": _params(args.set),
+        "params": arguments.params(args.set),
+        "fitted": args.fitted or None,
     }
-
-
-def _methods(args: argparse.Namespace) -> list[str] | None:
-    return None if args.method is None else [m for entry in args.method for m in entry.split(",") if m]
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of classes")
-    return int(text)
-
-
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name for name in text.split(",") if name]
-
-
-def _target(text: str) -> Any:
-    try:
-        indices = tuple(int(part) for part in text.strip("()").split(",") if part.strip())
-    except ValueError:
-        return text
-    if not indices:
-        return text
-    return indices[0] if len(indices) == 1 and "," not in text else indices
-
-
-def _params(settings: Sequence[str]) -> dict[str, Any]:
-    """KEY=VALUE pairs; a value is read as TOML, and as a string where it is none."""
-    params: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or not key.isidentifier():
-            raise MethodError(f"--set {setting!r}: write KEY=VALUE, such as --set eps=0.01")
-        if key in RESERVED:
-            raise MethodError(
-                f"--set {key}=...: {key} is not a method's parameter; use --{'lower' if key == 'lowering' else key}"
-            )
-        try:
-            params[key] = tomllib.loads(f"v = {text}")["v"]
-        except tomllib.TOMLDecodeError:
-            params[key] = text
-    return params
-
-
-RESERVED = {"model", "method", "target", "output", "wrt", "fitted", "strict", "delta", "ledger", "strip", "rules", "lowering",
-            "precision"}
-
-
-def _load_data(path: str | None) -> Any:
-    if path is None:
-        return None
-    import numpy as np
-
-    try:
-        held = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as e:
-        raise RunError(f"cannot read {path}: {e}; --data takes .npy or .npz") from e
-    return {k: held[k] for k in held.files} if isinstance(held, Mapping) or hasattr(held, "files") else held
 
 
 def _say(text: str) -> None:

@@ -10,6 +10,8 @@ GraphattrError
     RunError           wrong feeds, or ONNX Runtime refused
     WriteError         the result could not be written
 
+FitWarning             a warning, no error: what was learned rests on too few samples, or on a system close to singular
+
 A message says what is wrong, where it is, and what to do about it.
 """
 
@@ -50,6 +52,10 @@ class RunError(GraphattrError):
 
 
 class WriteError(GraphattrError):
+    pass
+
+
+class FitWarning(UserWarning):
     pass
 
 

@@ -112,9 +112,16 @@ class Site:
         made = self.g.producer(self._emit(self._linear(x, self.w if w is None else w)))
         assert made is not None
         if self.layer.tail:  # linear, with coefficients that stay: pulled back at the values it has
-            inner = self._inner
-            r = pullback(self.g, {self.y: r}, [inner], self.layer.tail)[inner]
+            r = pullback(self.g, {self.y: r}, [self.z], self.layer.tail)[self.z]
         found = pull(self.g, made, [r], [self._data_at])[self._data_at]
+        assert found is not None
+        return found
+
+    def weight_vjp(self, r: Value, x: Value, w: Value) -> Value:
+        """r, at what the linear operator makes (`z`), pulled back to the weight at (x, w): summed over samples and places."""
+        made, at = self.g.producer(self._emit(self._linear(x, w))), 1 - self._data_at
+        assert made is not None
+        found = pull(self.g, made, [r], [at])[at]
         assert found is not None
         return found
 
@@ -143,13 +150,13 @@ class Site:
                 self.ledger.setdefault(name, []).append(share())
 
     @property
-    def _inner(self) -> Value:
+    def z(self) -> Value:
         """What the linear operator with its bias makes, before the tail."""
         return self.layer.nodes[len(self.layer.nodes) - len(self.layer.tail) - 1].outputs[0]
 
     def _through_tail(self, z: Value) -> Value:
         """The tail at z instead of the layer's own product; the coefficients stay."""
-        stands = {self._inner: z}
+        stands = {self.z: z}
         for node in self.layer.tail:
             _emit_anew(self.g, node, stands)
             z = stands[node.outputs[0]]

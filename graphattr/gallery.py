@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,13 @@ import numpy as np
 from .errors import RunError, WriteError
 from .export import Explanation
 from .infer import read_type
-from .preprocess import Preprocess, guess_layout, load_preprocess, read_input
+from .preprocess import Say, preprocess_for, print_nothing, read_input
 from .runtime import Explainer
 from .sheet import Sheet
 from .texts import read_texts, text_item
 from .vocabulary import load_vocabulary
 
 NO_PICTURES = (".npy", ".npz", ".csv", ".wav", ".txt")
-Say = Callable[[str], None]
 
 
 def explain_files(
@@ -31,7 +29,7 @@ def explain_files(
     top: int = 5,
     labels: str | None = None,
     target: str = "argmax",
-    say: Say = lambda _: None,
+    say: Say = print_nothing,
     tokenizer: str | None = None,
     text: bool = False,
 ) -> Iterator[dict[str, Any]]:
@@ -50,7 +48,7 @@ def explain_files(
     types = {i.name: i.type for i in explanation.model.graph.input if i.name in own}
     texts, files = (list(files), ["text"]) if text else ([], files)
     pictures = not text and any(Path(f).suffix.lower() not in NO_PICTURES for f in files)
-    pre = _preprocess(preprocess, shape or (), say if pictures else lambda _: None)
+    pre = preprocess_for(preprocess, shape or (), say if pictures else print_nothing)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -75,20 +73,6 @@ def _result_names(files: Sequence[str]) -> list[str]:
         base = file.stem if stems.count(file.stem) == 1 else file.name
         names.append(next(n for n in (base, *(f"{base}_{i}" for i in range(2, len(files) + 2))) if n not in names))
     return names
-
-
-def _preprocess(name: str | None, shape: Sequence[Any], say: Say) -> Preprocess:
-    """The preprocessing asked for, in the layout that the model's input has; a guess is said aloud."""
-    pre = load_preprocess(name or "none")
-    if len(shape) != 4:
-        return pre
-    layout, reason = guess_layout(shape)
-    if name is None:
-        say("no --preprocess given: pictures are scaled to 0..1 and not normalised")
-    if name is None or not str(name).endswith(".toml"):
-        say(f"layout {layout} (guessed: {reason})")
-        return dataclasses.replace(pre, layout=layout)
-    return pre
 
 
 def _runtime_target(explainer: Explainer, target: str) -> Any:

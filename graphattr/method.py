@@ -16,7 +16,7 @@ from .rule import KINDS, REGISTRY, MethodName, Rule, Step, describe, load_rules
 POSITIONS = ("first", "last", "input")
 WHERE = ("kind", "op", "name", "position", "given")
 EXPECTS = ("seed", "difference", "score", "zero", "nothing")
-HEAD = {"summary": "", "source": "", "seed": "onehot", "finish": "raw", "expects": "seed", "procedure": ""}
+HEAD = {"summary": "", "source": "", "seed": "onehot", "finish": "raw", "expects": "seed", "procedure": "", "fit": ""}
 KEYS = (*HEAD, "with", "base", "assign")
 
 
@@ -35,7 +35,8 @@ class Method:
     """A table of rules, the seed that starts the backward pass and the finish that ends it; or a procedure of many passes.
 
     `expects` is what the attributions should add up to: the sum of the seed ("seed"), the change of the explained score
-    from the baseline to the input ("difference"), the score itself ("score"), zero ("zero"), or nothing that is known ("nothing").
+    from the baseline to the input ("difference"), the score itself ("score"), zero ("zero"), or nothing that is known
+    ("nothing"). `fit`: what has to be learned from data first, if anything (see `fit/`).
     """
 
     name: str
@@ -47,6 +48,7 @@ class Method:
     summary: str = ""
     source: str = ""
     procedure: str = ""
+    fit: str = ""
 
     @property
     def steps(self) -> list[Step]:
@@ -173,6 +175,7 @@ def read_method(path: Path, name: str) -> Method:
         head["summary"],
         head["source"],
         head["procedure"],
+        head["fit"],
     )
     if not lines and not method.procedure:
         raise MethodError(f'{path}: the table has no line; write [[assign]] with a rule, or a base such as base = "lrp.epsilon"')

@@ -9,7 +9,7 @@ With a crop the short side is resized to `size` and the centre is cut out; witho
 import csv
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 Shape = Sequence[int | str | None]
+Say = Callable[[str], None]
 CHANNELS = {"RGB": 3, "BGR": 3, "L": 1}
 
 
@@ -96,6 +97,24 @@ def load_preprocess(name: str | Path) -> Preprocess:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise RunError(f"cannot read the preprocessing file {path}: {e}") from e
     return _from_table(table, path)
+
+
+def print_nothing(text: str) -> None:
+    """For callers who need not be told."""
+
+
+def preprocess_for(name: str | None, shape: Shape, say: Say = print_nothing) -> Preprocess:
+    """The preprocessing asked for, in the layout that the model's input has; a guess is said aloud."""
+    pre = load_preprocess(name or "none")
+    if len(shape) != 4:
+        return pre
+    layout, reason = guess_layout(shape)
+    if name is None:
+        say("no --preprocess given: pictures are scaled to 0..1 and not normalised")
+    if name is None or not str(name).endswith(".toml"):
+        say(f"layout {layout} (guessed: {reason})")
+        return replace(pre, layout=layout)
+    return pre
 
 
 def _from_table(table: dict[str, Any], path: Path) -> Preprocess:

@@ -13,6 +13,7 @@ from .attribute import Request, Written, attribute, plan_of, start
 from .canonical import Canonical, canonicalise
 from .errors import MethodError, TargetError
 from .export import export, name_outputs
+from .fitted import Fitted, learned_for
 from .graph import Graph, Value
 from .layers import to_layers
 from .lower import lower
@@ -42,6 +43,7 @@ class Order:
     lowering: str = "cpu"
     precision: str = "float32"
     params: Mapping[str, Any] = field(default_factory=dict)
+    fitted: Sequence[Fitted] = ()
 
     @property
     def fold_bn(self) -> bool:
@@ -64,10 +66,11 @@ def street(model: Model, order: Order) -> Iterator[tuple[str, Any]]:
         request = request_of(canonical, order)
     graph = to_layers(canonical.graph, data_roots(canonical, request.wrt), [*request.wrt, request.explained.y])
     yield "layers", graph
+    learned = learned_for(chosen, order.fitted, source, request.target)
     plans = [plan_of(graph, m, request) for m in chosen]
     yield "plan", plans
     begin = start(graph.graph, request)
-    written = [attribute(graph, m, p, request, begin) for m, p in zip(chosen, plans, strict=True)]
+    written = [attribute(graph, m, p, request, begin, held) for m, p, held in zip(chosen, plans, learned, strict=True)]
     name_outputs(canonical.graph, added_outputs(written, request))
     yield "backward", canonical.graph
     slim = simplify(canonical.graph if twin is None else twin.added())
@@ -80,6 +83,8 @@ def street(model: Model, order: Order) -> Iterator[tuple[str, Any]]:
     manifest = manifest_of(canonical, graph, request, written, index, order.params, order.lowering)
     if half:
         manifest["precision"] = order.precision
+    if order.fitted:
+        manifest["fitted"] = [{k: v for k, v in one.manifest.items() if k != "layers"} for one in order.fitted]
     yield "export", export(fast, source, canonical.model, manifest)
 
 

@@ -11,6 +11,7 @@ from . import (  # noqa: F401  (registration)
     guided,
     lrp,
     paths,
+    pattern,
     perturb,
     seeds,
     smooth,

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 import graphattr
-from graphattr import cli
+from graphattr import arguments, cli
 from tests.unit.tiny import I, array, mlp, model, node, saved
 
 pytest.importorskip("onnxruntime")
@@ -95,7 +95,7 @@ def test_targets_that_are_wrong(run, text, words):
 
 
 def test_set_reads_toml_values(run):
-    read = cli._params(["a=1", "b=0.5", "c=[1, 2.5]", "d=true", "e=text", 'f="quoted"', "g=a=b", "h=", "i=1e-6"])
+    read = arguments.params(["a=1", "b=0.5", "c=[1, 2.5]", "d=true", "e=text", 'f="quoted"', "g=a=b", "h=", "i=1e-6"])
     assert read == {"a": 1, "b": 0.5, "c": [1, 2.5], "d": True, "e": "text", "f": "quoted", "g": "a=b", "h": "", "i": 1e-6}
     for bad in ("eps", "=3", "e ps=1", "1=2"):
         fails(run("convert", "m.onnx", "--set", bad), "--set", "KEY=VALUE")

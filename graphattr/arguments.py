@@ -1,0 +1,73 @@
+"""What the words of a command line mean: methods, names, targets, parameters, data."""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .errors import MethodError, RunError
+
+RESERVED = {"model", "method", "target", "output", "wrt", "fitted", "strict", "delta", "ledger", "strip", "rules", "lowering",
+            "precision"}
+
+
+def methods(args: argparse.Namespace) -> list[str] | None:
+    return None if args.method is None else [m for entry in args.method for m in entry.split(",") if m]
+
+
+def count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of classes")
+    return int(text)
+
+
+def names(text: str | None) -> list[str] | None:
+    return None if text is None else [name for name in text.split(",") if name]
+
+
+def target(text: str) -> Any:
+    try:
+        indices = tuple(int(part) for part in text.strip("()").split(",") if part.strip())
+    except ValueError:
+        return text
+    if not indices:
+        return text
+    return indices[0] if len(indices) == 1 and "," not in text else indices
+
+
+def targets(text: str | None) -> Any:
+    """None, one target, or a list of them."""
+    found = None if text is None else target(text)
+    return list(found) if isinstance(found, tuple) else found
+
+
+def params(settings: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE pairs; a value is read as TOML, and as a string where it is none."""
+    found: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.isidentifier():
+            raise MethodError(f"--set {setting!r}: write KEY=VALUE, such as --set eps=0.01")
+        if key in RESERVED:
+            raise MethodError(
+                f"--set {key}=...: {key} is not a method's parameter; use --{'lower' if key == 'lowering' else key}"
+            )
+        try:
+            found[key] = tomllib.loads(f"v = {text}")["v"]
+        except tomllib.TOMLDecodeError:
+            found[key] = text
+    return found
+
+
+def load_data(path: str | None) -> Any:
+    if path is None:
+        return None
+    import numpy as np
+
+    try:
+        held = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as e:
+        raise RunError(f"cannot read {path}: {e}; --data takes .npy or .npz") from e
+    return {k: held[k] for k in held.files} if isinstance(held, Mapping) or hasattr(held, "files") else held
