@@ -7,20 +7,19 @@ from fractions import Fraction
 import numpy as np
 import onnx
 import pytest
+from graphattr_rules.dga import LARGEST, quantile
 
 from graphattr.errors import MethodError
 from graphattr.graph import Graph
 from graphattr.onnxio import write_model
-from graphattr.rule import load_rules
 from tests.rules import methods, zoo
 from tests.rules.nets import Net
 from tests.rules.test_fullgrad import near, uniform
 
-onnxruntime = pytest.importorskip("onnxruntime")
-from tests.rules import engine
+pytest.importorskip("onnxruntime")
+import onnxruntime
 
-load_rules()
-from graphattr_rules.dga import LARGEST, quantile
+from tests.rules import engine
 
 LOCAL = {
     "fullgrad.uniform": uniform,
@@ -132,7 +131,8 @@ def test_quantile(n, static):
             np.testing.assert_array_equal(found, [np.sort(row)[top * (n - 1) // bottom] for row in rows])
 
 
-@pytest.mark.parametrize(("q", "index", "n"), [(0.9, 9, 11), (0.7, 7, 11), (0.3, 30, 101), (1 / 3, 10, 31), (0.333333333333, 10, 31)])
+@pytest.mark.parametrize(("q", "index", "n"), [(0.9, 9, 11), (0.7, 7, 11), (0.3, 30, 101), (1 / 3, 10, 31),
+                                               (0.333333333333, 10, 31)])
 def test_an_index_that_is_nearly_whole_is_whole(q, index, n):
     """0.7 * 10 is 7, whatever floats say."""
     share = Fraction(repr(q)).limit_denominator(LARGEST)
