@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from .graph import Graph, Node, Value
+from .vjp.control import without_twins
 
 
 def prune(g: Graph) -> Graph:
@@ -81,16 +82,8 @@ def _key(n: Node) -> object:
 
 def share_loops(g: Graph) -> Graph:
     """A Loop or Scan that was written once more to show its states takes the first one's place."""
-    there = set(g.nodes)
-    twins = {node: twin for node, twin in g.stacked.items() if {node, twin} <= there}
-    later = set(twins.values())
-
-    def both(node: Node) -> Node:
-        twin = twins.get(node)
-        outputs = node.outputs if twin is None else (*node.outputs, *twin.outputs[len(node.outputs) :])
-        return node if twin is None else dataclasses.replace(twin, outputs=outputs, name=node.name)
-
-    return with_nodes(g, [both(n) for n in g.nodes if n not in later]) if twins else g
+    nodes = without_twins(g, g.nodes)
+    return g if nodes == g.nodes else with_nodes(g, nodes)
 
 
 def simplify(g: Graph) -> Graph:

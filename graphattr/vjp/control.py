@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -290,11 +290,24 @@ def lift(body: Graph) -> None:
 
 
 def trim(body: Graph) -> None:
-    """Drop a body's nodes that none of its outputs needs."""
+    """Drop a body's nodes that none of its outputs needs, and Loops that were written twice."""
     needed, kept = set(_shown(body)), list[Node]()
     for node in reversed(body.nodes):
         if any(v in needed for v in node.outputs):
             needed.update(node.uses)
             kept.append(node)
-    body.nodes[:] = kept[::-1]
+    body.nodes[:] = without_twins(body, kept[::-1])
 
+
+def without_twins(g: Graph, nodes: Sequence[Node]) -> list[Node]:
+    """The nodes with each Loop or Scan that shows its states (`Graph.stacked`) in the place of the one that does not."""
+    there = set(nodes)
+    twins = {node: twin for node, twin in g.stacked.items() if {node, twin} <= there}
+    later = set(twins.values())
+
+    def both(node: Node) -> Node:
+        twin = twins.get(node)
+        outputs = node.outputs if twin is None else (*node.outputs, *twin.outputs[len(node.outputs) :])
+        return node if twin is None else replace(twin, outputs=outputs, name=node.name)
+
+    return [both(n) for n in nodes if n not in later]

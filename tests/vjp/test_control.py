@@ -164,6 +164,16 @@ def test_the_forward_loop_is_written_once() -> None:
     assert [n.op for n in simplify(g).nodes].count("Loop") == 2
 
 
+def test_inside_a_body_too() -> None:
+    g = Graph(17)
+    x, w = g.input("x", np.float32, (2, 3)), g.input("w", np.float32, (3, 3))
+    cond = g.Greater(g.ReduceSum(x, keepdims=0), 0.0)
+    y = g.If(cond, then_branch=branch(g, lambda b: [powers(b, x, w)[0]]), else_branch=branch(g, lambda b: [b.Identity(x)]))
+    g.outputs = [("dx", pullback(g, {y: y}, [x])[x])]
+    backward = simplify(g).nodes[-1]
+    assert [n.op for n in backward.attrs["then_branch"].nodes].count("Loop") == 2
+
+
 def test_a_state_that_grows_is_refused() -> None:
     g = Graph(17)
     x = g.input("x", np.float32, (1, 3))
