@@ -36,6 +36,8 @@ THROUGH = ("structure", "maxpool")
 def patterns(task: Task, *, kind: Kind = "relu", mean_y: Literal["active", "all"] = "active") -> Learned:
     """a per linear layer, of its weight's shape. kind: the units' mask where a ReLU follows, z > 0, z <= 0 or all places."""
     layers = task.linear
+    if not layers:
+        return {}
     units = {layer.name: units_of(layer) for layer in layers}
     weights = {layer.name: units[layer.name].rows(task.constant(task.site(layer).w)) for layer in layers}
     outputs: dict[str, Value] = {}

@@ -443,12 +443,14 @@ def test_float16_and_float64(dtype):
     assert np.allclose(a.scores["x"], run(mlp())[0].scores["x"], atol=2e-2 if dtype == np.float16 else 1e-5)
 
 
-@pytest.mark.parametrize("method", [m["name"] for m in graphattr.methods()])
-def test_models_without_layers(method):
+@pytest.mark.parametrize(("method", "learns"), [(m["name"], m["fit"] is not None) for m in graphattr.methods()])
+def test_models_without_layers(method, learns):
     """Identity and a lone Softmax: what arrives at the output is what the input gets."""
     box = {"low": -3.0, "high": 3.0} if method in ("lrp.zbox", "lrp.epsilon_gamma_box", "deep_taylor.bounded") else {}
     for op in ("Identity", "Softmax"):
-        a, _ = run(model([node(op, "x", "y")], outputs={"y": ["N", 4]}), method=method, target=1, **box)
+        made = model([node(op, "x", "y")], outputs={"y": ["N", 4]})
+        fitted = {"fitted": graphattr.fit(made, X, method, target=1)} if learns else {}
+        a, _ = run(made, method=method, target=1, **box, **fitted)
         assert a.scores["x"].shape == (2, 4)
 
 

@@ -58,7 +58,7 @@ def test_rule_interface_is_documented():
 
 def test_errors_are_one_tree():
     found = {n: v for n, v in vars(errors).items() if inspect.isclass(v) and v.__module__ == errors.__name__}
-    assert all(issubclass(v, errors.GraphattrError) for v in found.values())
+    assert all(issubclass(v, (errors.GraphattrError, Warning)) for v in found.values())
     assert set(found) <= set(graphattr.__all__)
     assert all(n in (errors.__doc__ or "") for n in found)
 
