@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from ..errors import MethodError, did_you_mean
 from ..graph import Graph
-from ..simplify import prune
-from . import convolution, flat, layout, levels, mask, pool, scale, stabiliser
+from ..simplify import prune, simplify
+from . import convolution, flat, inside, layout, levels, mask, pool, scale, stabiliser
 from .walk import rewrite
 
 Step = Callable[[Graph], Graph]
@@ -43,11 +43,16 @@ def lower(g: Graph, target: str = "cpu") -> Graph:
         raise MethodError(
             f"lowering must be one of {', '.join(TARGETS)}, not {target!r}{did_you_mean(target, TARGETS)}"
         )
+    return _lowered(g, target, {}, inside.Room.beside(g) if target == "cpu" else inside.Room(0))
+
+
+def _lowered(g: Graph, target: str, outer: inside.Makers, room: inside.Room) -> Graph:
+    """The graph, and the bodies of its nodes."""
     if levels.needed(g):  # whatever the machine
         g = prune(rewrite(g, levels.apart))
     for step in TARGETS[target]:
         g = prune(step(g))
-    return g
+    return inside.in_bodies(g, lambda body, around: _lowered(simplify(body), target, around, room), outer, room)
 
 
 def lowering_for(providers: object) -> str:
