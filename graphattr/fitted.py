@@ -151,6 +151,20 @@ def _update(found: Any, *words: str) -> None:
     found.update("\0".join(words).encode() + b"\1")
 
 
+def learned_name(name: str, target: Any, targets: Sequence[Any]) -> str:
+    """What an array is called that was learned for one of several targets: with one target it keeps its name."""
+    return name if len(targets) == 1 else f"{name}@{','.join(map(str, target)) if isinstance(target, (tuple, list)) else target}"
+
+
+def _of_target(one: Fitted, target: Any) -> Learned:
+    """The arrays of one target, under their own names."""
+    targets = one.manifest.get("targets") or []
+    if len(targets) < 2:
+        return one.arrays
+    end = learned_name("", target, targets)
+    return {layer: {k.removesuffix(end): v for k, v in held.items() if k.endswith(end)} for layer, held in one.arrays.items()}
+
+
 # -- whether it fits ----------------------------------------------------------------------------------------------
 def needing(method: Method) -> Method | None:
     """The method that has to be learned: this one, or one that its procedure asks; None where nothing is learned."""
@@ -163,7 +177,7 @@ def learned_for(methods: Sequence[Method], held: Sequence[Fitted], source: Sourc
     names = [m.name for m in wanted if m is not None]
     for one in held:
         _check(one, names, methods, source, target)
-    by_name = {one.manifest["method"]: one.arrays for one in held}
+    by_name = {one.manifest["method"]: _of_target(one, target) for one in held}
     for m in wanted:
         if m is not None and m.name not in by_name:
             raise MissingFit(_missing(m.name, source))

@@ -235,7 +235,9 @@ class Job:
 
     def seeds(self, method: Method) -> tuple[Value, ...]:
         with self.g.scope(f"seed/{method.seed}"):
-            seeds = tuple(REGISTRY.seeds[method.seed].apply(self.g, self.y, self.onehot))
+            step = REGISTRY.seeds[method.seed]
+            params = {k: v for k, v in method.params.items() if k in step.params}
+            seeds = tuple(step.apply(self.g, self.y, self.onehot, **params))
         if not self.seeded:
             return seeds
         if len(seeds) > 1:

@@ -63,7 +63,7 @@ def fit_model(
         request = request_of(twin.wide, order)
     wide = canonical if twin is None else twin.wide
     graph = to_layers(wide.graph, data_roots(wide, request.wrt), [*request.wrt, request.explained.y])
-    plan_of(graph, needs, request)
+    rules = plan_of(graph, needs, request)
     key = {
         "fingerprint": fingerprint(source),
         "method": needs.name,
@@ -75,7 +75,7 @@ def fit_model(
     }
     held = State.begin(state, key)
     stream = Stream(canonical, twin, request.wrt, opened, held, Bar(progress), providers, lowering_for(providers))
-    task = Task(graph, request.explained.y, request.wrt, targets, stream)
+    task = Task(graph, request.explained.y, request.wrt, targets, stream, rules)
     arrays = learner.apply(task, **settings)
     said = [*opened.left_out(), *task.warnings]
     for text in said:

@@ -18,7 +18,7 @@ from ..fn import Site
 from ..graph import Array, Graph, Value
 from ..layers import Layer, LayerGraph
 from ..method import Method
-from ..plan import with_bodies
+from ..plan import Plan, with_bodies
 from ..rule import Parameter, describe, parameters
 from ..targets import Target
 from .state import Pass
@@ -73,7 +73,7 @@ def checked_params(method: Method, found: Fitter, params: Mapping[str, Any]) -> 
 
 @dataclass(frozen=True)
 class Task:
-    """The model as layers, what is explained and attributed to, and the data behind `sums`.
+    """The model as layers, what is explained and attributed to, and the data behind `sums`. `plan`: the method's rules.
 
     `notes`: per layer what is worth knowing of the fit (condition number, samples). `warnings`: what may be wrong.
     """
@@ -83,6 +83,7 @@ class Task:
     xs: Sequence[Value]
     targets: Sequence[Target]
     stream: Stream
+    plan: Plan = field(default_factory=dict)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 

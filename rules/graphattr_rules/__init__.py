@@ -10,6 +10,7 @@ from . import (  # noqa: F401  (registration)
     gradient,
     guided,
     lrp,
+    mip_in,
     paths,
     pattern,
     perturb,
