@@ -15,6 +15,7 @@ import numpy as np
 from .errors import MethodError
 from .graph import Graph, Value
 from .rule import constant_like
+from .vjp.reduce import reduction
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class References:
 
     def mean(self, g: Graph) -> dict[Value, Value]:
         """The mean reference of each tensor."""
-        return {x: r if _count(x, r) == 1 else g.ReduceMean(r, [0], keepdims=0) for x, r in self.values.items()}
+        return {x: r if _count(x, r) == 1 else reduction(g, "ReduceMean", r, [0], keepdims=0) for x, r in self.values.items()}
 
 
 def _count(x: Value, reference: Value) -> int:
