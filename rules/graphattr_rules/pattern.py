@@ -1,6 +1,6 @@
 """PatternNet and PatternAttribution: the backward pass of the gradient, with learned patterns in place of weights."""
 
-from graphattr.rule import Graph, Site, Value, rule
+from graphattr.rule import Graph, Site, Value, per_sample, rule
 
 
 @rule("pattern.net", kinds={"linear"})
@@ -17,5 +17,5 @@ def attribution(g: Graph, layer: Site, r: Value, *, project: bool = False) -> Va
 
 def projected(g: Graph, r: Value) -> Value:
     """R / max |R| per sample; zeros stay."""
-    most = g.ReduceMax(g.Abs(r), list(range(1, r.rank)), keepdims=1) if r.rank > 1 else g.Abs(r)
+    most = per_sample(g, "ReduceMax", g.Abs(r))
     return r / g.Where(g.Equal(most, 0.0), 1.0, most)
