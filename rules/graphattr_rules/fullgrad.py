@@ -1,5 +1,7 @@
 """FullGrad: the score as x times gradient, and each bias times the gradient where it is added.  Srinivas and Fleuret 2019."""
 
+from typing import Any
+
 from graphattr.errors import MethodError
 from graphattr.rule import Graph, Job, Layer, Site, Value, per_sample, per_sample_sum, procedure, total
 
@@ -41,23 +43,23 @@ def map_of(job: Job, x: Value) -> Value:
                               "which counts all of them")
     behind = [layer for layer in path if layer.y.rank == 4 and layer.y.is_float and has_constant(layer)]
     dx, *dys = job.gradients([x, *(layer.y for layer in behind)])
-    own = psi(g, x * dx)
-    channel = next(a for a in (1, 2, 3) if a not in axes)
-    maps = [g.Unsqueeze(g.ReduceSum(own, [channel], keepdims=0), [1])]
-    sizes = sizes_of(g, x, axes)
+    own, sizes = psi(g, x * dx, next(a for a in (1, 2, 3) if a not in axes)), sizes_of(g, x, axes)
+    alike: dict[Any, list[Value]] = {}  # maps of one size are summed before they are resized
     for layer, dy in zip(behind, dys, strict=True):
-        summed = g.ReduceSum(psi(g, added(job, layer, dy)), [1], keepdims=1)
-        maps.append(resized(g, summed, sizes, coordinates="align_corners"))
-    result = total(g, maps)
+        alike.setdefault((layer.y.shape or ())[2:], []).append(psi(g, added(job, layer, dy)))
+    sums = [m for several in alike.values() if (m := total(g, several)) is not None]
+    result = total(g, [own, *(resized(g, m, sizes, coordinates="align_corners") for m in sums)])
     assert result is not None
     return result
 
 
-def psi(g: Graph, v: Value) -> Value:
-    """|v| - min|v|, over its maximum + 1e-6, per sample."""
+def psi(g: Graph, v: Value, channel: int = 1) -> Value:
+    """sum over channels of (|v| - min|v|) / (max|v| - min|v| + 1e-6), min and max per sample: (N, 1, h, w)."""
     v = g.Abs(v)
-    v = v - per_sample(g, "ReduceMin", v)
-    return v / (per_sample(g, "ReduceMax", v) + 1e-6)
+    low, high = per_sample(g, "ReduceMin", v), per_sample(g, "ReduceMax", v)
+    summed = g.Unsqueeze(g.ReduceSum(v, [channel], keepdims=0), [1])
+    channels = g.CastLike(g.Gather(g.shape(v), channel), v)
+    return (summed - low * channels) / (high - low + 1e-6)
 
 
 CONSTANTS = ("shift", "batchnorm", "norm", "relu", "smooth")
