@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import BuildError, GraphattrError
+from .errors import BuildError, GraphattrError, MethodError
 from .fn import Context, Site
 from .graph import Graph, Value
 from .infer import Shape, shape_text
 from .layers import Layer, LayerGraph, to_layers
+from .pair import Flow, Pair, added, fitted, paired, sides
 from .plan import Bound, Plan
-from .vjp import fit, pull_control, total
+from .vjp import pull_control
 
 
 @dataclass
@@ -33,33 +34,41 @@ def backward(
     wrt: Sequence[Value],
     ledger: list[Entry] | None = None,
     context: Context | None = None,
-) -> dict[Value, Value]:
-    """Relevance (or gradient) at each wrt tensor that any reaches. Where a tensor has several readers, their shares add up."""
+) -> dict[Value, Any]:
+    """Relevance (or gradient) at each wrt tensor that any reaches: a Value, or a Pair where the rules make pairs.
+
+    Where a tensor has several readers, their shares add up.
+    """
     g, context = graph.graph, context or Context()
-    arriving: dict[Value, list[Value]] = {v: [r] for v, r in seeds.items()}
+    arriving: dict[Value, list[Flow]] = {v: [r] for v, r in seeds.items()}
     wanted = frozenset(v for layer in path for v in layer.ys) | frozenset(wrt)
     for layer in reversed(path):
-        rs = [total(g, arriving.get(y, [])) for y in layer.ys]
+        rs = [added(g, arriving.get(y, [])) for y in layer.ys]
         if all(r is None for r in rs):
             continue
         for y, r in zip(layer.ys, rs, strict=True):
             if r is not None:
                 arriving[y] = [r]
         bound = plan[layer.name]
-        entry = Entry(layer.name, [r for r in rs if r is not None])
-        site = Site(g, layer, graph, wanted, entry.absorbed if ledger is not None else None, context)
+        if (ledger is not None or layer.bodies) and any(isinstance(r, Pair) for r in rs):
+            raise MethodError(f"at layer {layer.name!r} ({layer.op}) pairs of values arrive, which "
+                              + ("pass no body of a node; unroll it" if layer.bodies else "have no ledger; pass ledger=False"))
+        entry = Entry(layer.name, [r for r in rs if isinstance(r, Value)])
+        site = Site(g, layer, graph, wanted, entry.absorbed if ledger is not None else None, context, plan)
+        shares: Sequence[tuple[Value, Flow]]
         with g.scope(f"{layer.name}/{bound.rule.name}"):
             if layer.bodies:
-                shares = pull_control(g, layer.nodes[0], rs, wanted, _walk(layer, plan, context))
+                dys = [r if isinstance(r, Value) else None for r in rs]
+                shares = pull_control(g, layer.nodes[0], dys, wanted, _walk(layer, plan, context))
             else:
                 shares = [(x, r) for x, r in zip(layer.xs, _apply(g, site, bound, rs), strict=True) if r is not None]
         for x, share in shares:
             if x in wanted:
                 arriving.setdefault(x, []).append(share)
-                entry.sent.append(share)
+                entry.sent.extend([share] if isinstance(share, Value) else [])
         if ledger is not None:
             ledger.append(entry)
-    return {v: r for v in wrt if (r := total(g, arriving.get(v, []))) is not None}
+    return {v: r for v in wrt if (r := added(g, arriving.get(v, []))) is not None}
 
 
 def _walk(layer: Layer, plan: Plan, context: Context) -> Callable[..., Mapping[Value, Value]]:
@@ -76,8 +85,19 @@ def _walk(layer: Layer, plan: Plan, context: Context) -> Callable[..., Mapping[V
     return through
 
 
-def _apply(g: Graph, site: Site, bound: Bound, rs: Sequence[Value | None]) -> list[Value | None]:
-    """The rule's result as one share per data input, each of its input's shape; None where nothing is sent."""
+def _apply(g: Graph, site: Site, bound: Bound, rs: Sequence[Flow | None]) -> list[Flow | None]:
+    """The rule's result as one share per data input, each of its input's shape; None where nothing is sent.
+
+    A rule that knows no pairs is applied to either value of one.
+    """
+    if bound.rule.pairs or not any(isinstance(r, Pair) for r in rs):
+        return _shares(g, site, bound, rs)
+    either = [[None if r is None else sides(r)[i] for r in rs] for i in (0, 1)]
+    plus, minus = (_shares(g, site, bound, side) for side in either)
+    return [a if a is None or b is None else paired(*sides(a)[:1], *sides(b)[1:]) for a, b in zip(plus, minus, strict=True)]
+
+
+def _shares(g: Graph, site: Site, bound: Bound, rs: Sequence[Flow | None]) -> list[Flow | None]:
     where = f"rule {bound.rule.name!r} at layer {site.layer.name!r} ({site.layer.op}; {bound.line})"
     try:
         out = bound.rule.apply(g, site, rs[0] if len(rs) == 1 else tuple(rs), **bound.params)
@@ -85,12 +105,13 @@ def _apply(g: Graph, site: Site, bound: Bound, rs: Sequence[Value | None]) -> li
         several = isinstance(out, (tuple, list))
         if site.layer.tail and not several:  # a rule of linear layers: coefficients count as constants
             shares, several = shares + [None] * (len(site.xs) - 1), True
-        if len(shares) != len(site.xs) or not all(isinstance(r, Value) or (r is None and several) for r in shares):
+        if len(shares) != len(site.xs) or not all(isinstance(r, Value | Pair) or (r is None and several) for r in shares):
             raise BuildError(_wrong(shares, site))
         for r, x in zip(shares, site.xs, strict=True):
-            if r is not None and not _fits(r.shape, x.shape):
-                raise BuildError(f"it returned shape {shape_text(r.shape)} for {x.name!r} of shape {shape_text(x.shape)}")
-        return [None if r is None else fit(g, r, x) for r, x in zip(shares, site.xs, strict=True)]
+            for v in sides(r) if r is not None else ():
+                if not _fits(v.shape, x.shape):
+                    raise BuildError(f"it returned shape {shape_text(v.shape)} for {x.name!r} of shape {shape_text(x.shape)}")
+        return [None if r is None else fitted(g, r, x) for r, x in zip(shares, site.xs, strict=True)]
     except GraphattrError as e:
         raise type(e)(f"{where}: {e}") from e
     except Exception as e:  # a rule is anybody's code

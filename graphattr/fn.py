@@ -10,13 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import MissingFit, UnsupportedOp
+import numpy as np
+
+from .errors import MethodError, MissingFit, UnsupportedOp
 from .graph import Array, Graph, Node, Value
-from .layers import Layer, LayerGraph
-from .vjp import FROZEN, pull, pullback
+from .layers import Layer, LayerGraph, single
+from .pair import Flow
+from .spelled import spelled_out
+from .vjp import FROZEN, pull, pullback, total
 from .vjp.index import zeros_like
 
 Out = Value | tuple[Value | None, ...]  # None where nothing is sent to a data input
+SHAPES = {"Shape", "Size"}
+Flows = Flow | tuple[Flow | None, ...]  # of a rule that tells the two values of a Pair apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +44,7 @@ class Site:
     wanted: frozenset[Value]  # the data inputs to which relevance must flow
     ledger: dict[str, list[Value]] | None = field(default=None)
     context: Context = field(default_factory=Context)
+    plan: Mapping[str, Any] = field(default_factory=dict)  # what each layer on the path is bound to
 
     @property
     def x(self) -> Value:
@@ -67,11 +74,25 @@ class Site:
 
     def reference(self, v: Value) -> Value:
         """The value that a tensor has where the attributed ones have their references."""
-        held = self.context.notes.setdefault("reference", {})
-        if v not in held:
-            held[v] = reapply(self.g, v, self.context.references)
-        found: Value = held[v]
-        return found
+        references = self.context.references
+        if not references:
+            raise MethodError("the rule compares with references, and this method has none: its finish must take `baselines`")
+        if "reference" not in self.context.notes:
+            self.context.notes["reference"] = Again(self.g, {x: x * 0.0 + r for x, r in references.items()})
+        again: Again = self.context.notes["reference"]
+        return again(v)
+
+    def maker(self, v: Value) -> Site | None:
+        """The layer that makes v of the attributed tensors; None for these themselves and for what does not depend on them."""
+        layer = None if v in self.context.references else self.graph.made.get(v)
+        if layer is None or layer.name not in self.plan:
+            return None
+        return dataclasses.replace(self, layer=layer, ledger=None)
+
+    @property
+    def bound(self) -> Any:
+        """What the layer is bound to: `.rule` and `.params`."""
+        return self.plan[self.layer.name]
 
     def learned(self, name: str) -> Value:
         """An array that was learned for this layer; MissingFit when there is none."""
@@ -100,12 +121,35 @@ class Site:
             return self.g.Add(*(z if v is main.outputs[0] else b for v in add.inputs))
         return self._emit(dataclasses.replace(node, inputs=(*node.inputs, b))) if main.op != "Einsum" else self._emit(node) + b
 
+    def at(self, values: Mapping[Value, Value]) -> Value:
+        """The layer's output where its data inputs have other values."""
+        if len(self.layer.nodes) > 1:
+            return reapply(self.g, self.y, values)
+        stands = dict(values)
+        _emit_anew(self.g, self.layer.nodes[0], stands)
+        return stands[self.y]
+
     def at_zero(self) -> Value:
         """The layer where all its data inputs are zero: what it adds, if it is affine."""
         stands = {x: zeros_like(self.g, x) for x in self.xs}
         for node in self.layer.nodes:
             _emit_anew(self.g, node, stands)
         return stands[self.y]
+
+    def slope(self, x: Value) -> Value:
+        """The derivative of a function of one element, elsewhere."""
+        y = self.at({self.x: x})
+        one = self.g.emit("ConstantOfShape", self.g.shape(y), value=np.ones(1, y.dtype), out_shape=y.shape)
+        found = pullback(self.g, {y: one}, [x], between(self.g, [x], [y]))
+        return found[x] if x in found else zeros_like(self.g, x)
+
+    def pieces(self) -> tuple[Value, list[Site]]:
+        """The layer in elementary operators, each as a layer of its own, and what they make in place of its first output."""
+        nodes, y = self.layer.nodes, self.y
+        if len(nodes) == 1:
+            y = spelled_out(self.g, nodes[0])
+            nodes = tuple(between(self.g, self.xs, [y]))
+        return y, [dataclasses.replace(self, layer=layer, ledger=None) for layer in single(self.g, nodes, self.xs)]
 
     def vjp(self, r: Value, x: Value, w: Value | None = None) -> Value:
         """r pulled back through a linear layer at (x, w): the cotangent of x."""
@@ -133,6 +177,16 @@ class Site:
         seeds = dict(zip(self.layer.ys, [r] if isinstance(r, Value) else r, strict=False))
         found = pullback(self.g, {y: v for y, v in seeds.items() if v is not None}, self.xs, self.layer.nodes)
         return tuple(found[x] if x in found else zeros_like(self.g, x) for x in self.xs)
+
+    def vjps_at_reference(self, r: Value) -> tuple[Value, ...]:
+        """r pulled back through the layer's one node as it stands where the attributed tensors have their references."""
+        (node,), again = self.layer.nodes, self.g.producer(self.reference(self.y))
+        assert again is not None
+        needs = [i for i, v in enumerate(node.inputs) if v in self.xs]
+        found = pull(self.g, again, [r, *[None] * (len(again.outputs) - 1)], needs)
+        sent = [(v, s) for v, s in zip(node.inputs, found, strict=True) if s is not None]
+        sums = [total(self.g, [s for v, s in sent if v is x]) for x in self.xs]
+        return tuple(zeros_like(self.g, x) if s is None else s for x, s in zip(self.xs, sums, strict=True))
 
     def frozen(self, r: Value) -> Value:
         """r pulled back through a normalisation whose deviation counts as a constant: u - mean(u) with u = scale r / s."""
@@ -181,17 +235,53 @@ class Site:
 
 def reapply(g: Graph, y: Value, at: Mapping[Value, Value]) -> Value:
     """y evaluated anew with the values in `at` in place of their keys."""
-    stands: dict[Value, Value] = dict(at)
-    needed, stack = set[int](), [y]
+    return Again(g, at)(y)
+
+
+class Again:
+    """Tensors evaluated anew with the values in `at` in place of their keys, each node once, however many are asked for.
+
+    What stands for a tensor has its shape, so shapes stay what they are.
+    """
+
+    def __init__(self, g: Graph, at: Mapping[Value, Value]) -> None:
+        self.g, self.given = g, at
+        self.stands: dict[Value, Value] = dict(at)
+        self.same: set[Value] = set()
+
+    def __call__(self, y: Value) -> Value:
+        stack = [y]
+        while stack:
+            node = self.g.producer(stack[-1])
+            if stack[-1] in self.stands or stack[-1] in self.same or node is None:
+                stack.pop()
+                continue
+            uses = [] if node.op in SHAPES else list(node.uses)
+            missing = [v for v in uses if not (v in self.stands or v in self.same or self.g.producer(v) is None)]
+            stack.extend(missing)
+            if not missing and any(v in self.stands for v in uses):
+                _emit_anew(self.g, node, self.stands)
+                self.stands.update(self.given)
+            elif not missing:
+                self.same.update(node.outputs)
+        return self.stands.get(y, y)
+
+
+def between(g: Graph, starts: Sequence[Value], ends: Sequence[Value]) -> list[Node]:
+    """The nodes that lead from the starts to the ends, each behind those that it reads."""
+    order: dict[Node, None] = {}
+    stack, stop = list(ends), set(starts)
     while stack:
-        node = g.producer(stack.pop())
-        if node is not None and id(node) not in needed:
-            needed.add(id(node))
-            stack.extend(v for v in node.uses if v not in at)
-    for node in [n for n in g.nodes if id(n) in needed]:
-        if any(v in stands for v in node.uses):
-            _emit_anew(g, node, stands)
-    return stands.get(y, y)
+        value = stack[-1]
+        node = None if value in stop else g.producer(value)
+        missing = [v for v in node.uses if v not in stop and g.producer(v) not in order] if node and node not in order else []
+        missing = [v for v in missing if g.producer(v) is not None]
+        stack.extend(missing)
+        if not missing:
+            stack.pop()
+            if node is not None:
+                order[node] = None
+    return list(order)
 
 
 def _emit_anew(g: Graph, node: Node, stands: dict[Value, Value]) -> None:

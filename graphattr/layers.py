@@ -177,6 +177,12 @@ def to_layers(
     return LayerGraph(g, tuple(layers), _topology(layers), tuple(roots), nonnegative(g), frozenset(reached), prefix, refused)
 
 
+def single(g: Graph, nodes: Sequence[Node], xs: Sequence[Value]) -> list[Layer]:
+    """Nodes as layers of their own, where xs are data."""
+    data, kept = depends(nodes, xs), {v for node in nodes for v in node.outputs}
+    return [_layer(g, n, data, kept, {}) for n in nodes if not is_constant(n) and any(v in data for v in n.uses)]
+
+
 def _follows(node: Node | None, data: set[Value]) -> bool:
     return node is not None and any(v in data for v in node.uses)
 

@@ -23,16 +23,18 @@ from typing import Any, Literal, NewType, Protocol, TypeVar
 import numpy as np
 
 from .errors import MethodError, did_you_mean
-from .fn import Out, Site
+from .fn import Flows, Out, Site
 from .graph import Graph, Value
 from .infer import shape_text
 from .layers import Layer, LayerGraph
+from .pair import Flow, Pair, added, fitted, paired, sides
 from .vjp import fit, pullback, total
 from .vjp.reduce import reduction
 
 __all__ = [
-    "SIGMA",
     "Baselines",
+    "Flow",
+    "Flows",
     "Found",
     "Graph",
     "Job",
@@ -41,18 +43,25 @@ __all__ = [
     "MethodName",
     "Operand",
     "Out",
+    "Pair",
+    "SIGMA",
     "Site",
     "Value",
+    "added",
     "constant_like",
     "finish",
     "fit",
+    "fitted",
     "load_rules",
+    "paired",
     "per_sample",
     "per_sample_sum",
     "procedure",
     "pullback",
+    "reduction",
     "rule",
     "seed",
+    "sides",
     "total",
 ]
 
@@ -104,7 +113,10 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Rule:
-    """The modified backward of a layer, by name. `source` says where it was registered."""
+    """The modified backward of a layer, by name. `source` says where it was registered.
+
+    `compares`: it reads the values at the references. `pairs`: it takes a Pair as one; else it is applied to either value.
+    """
 
     name: str
     kinds: frozenset[str]
@@ -112,6 +124,8 @@ class Rule:
     params: Mapping[str, Parameter]
     summary: str
     source: str
+    compares: bool = False
+    pairs: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,14 +204,15 @@ class Registry:
 REGISTRY = Registry()
 
 
-def rule(name: str, kinds: set[str] | None = None) -> Callable[[F], F]:
-    """Register the function below as the rule `name` for layers of these kinds (default: all)."""
+def rule(name: str, kinds: set[str] | None = None, compares: bool = False, pairs: bool = False) -> Callable[[F], F]:
+    """Register the function below as the rule `name` for layers of these kinds (default: all); see `Rule`."""
     unknown = (kinds or set()) - KINDS
     if unknown:
         raise MethodError(f"rule {name!r}: unknown kind {min(unknown)!r}{did_you_mean(min(unknown), KINDS)}")
 
     def register(f: F) -> F:
-        _add(REGISTRY.rules, Rule(name, frozenset(kinds or KINDS), f, parameters(f), _summary(f), _where(f)))
+        made = Rule(name, frozenset(kinds or KINDS), f, parameters(f), _summary(f), _where(f), compares, pairs)
+        _add(REGISTRY.rules, made)
         return f
 
     return register

@@ -59,15 +59,17 @@ def lrn(g: Graph, n: Node, dy: Value) -> tuple[Value, ...]:
     dx = u - 2 alpha beta/size x S'(u x / d) with u = dy d^-beta."""
     (x,), size = operands(n), n.attrs["size"]
     alpha, beta, bias = n.attrs.get("alpha", 1e-4), n.attrs.get("beta", 0.75), n.attrs.get("bias", 1.0)
-    lag = np.subtract.outer(np.arange(x.dim(1)), np.arange(x.dim(1)))
-    window = (-((size - 1) // 2) <= -lag) & (-lag <= size // 2)
-
-    def summed(v: Value, matrix: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Value:
-        columns = g.MatMul(g.const(matrix.astype(v.dtype)), g.Reshape(v, [0, 0, -1]))
-        return g.Reshape(columns, g.shape(x))
-    d = bias + alpha / size * summed(x * x, window)
+    d = bias + alpha / size * window_sum(g, x * x, size)
     u = dy * g.Pow(d, -beta)
-    return (u - 2 * alpha * beta / size * x * summed(u * x / d, window.T),)
+    return (u - 2 * alpha * beta / size * x * window_sum(g, u * x / d, size, transposed=True),)
+
+
+def window_sum(g: Graph, v: Value, size: int, transposed: bool = False) -> Value:
+    """The sum over a window of channels around each; or its adjoint."""
+    lag = np.subtract.outer(np.arange(v.dim(1)), np.arange(v.dim(1)))
+    window = (-((size - 1) // 2) <= -lag) & (-lag <= size // 2)
+    matrix = (window.T if transposed else window).astype(v.dtype)
+    return g.Reshape(g.MatMul(g.const(matrix), g.Reshape(v, [0, 0, -1])), g.shape(v))
 
 
 # -- with the statistics held constant ----------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from . import (  # noqa: F401  (registration)
     attention,
     cam,
     contrast,
+    deeplift,
+    deeplift_products,
     dga,
     dmbp,
     fullgrad,

@@ -19,7 +19,7 @@ FLOORS = {
     "branches": 2, "onnxio": 2, "freeze": 2,
     "folding": 3, "recurrent": 3, "canonical": 3, "composites": 3, "normalisations": 3, "kinds": 3, "signs": 3, "layers": 3, "units": 3,
     "blocks": 3,
-    "fn": 4, "rule": 4,
+    "pair": 4, "spelled": 4, "fn": 4, "rule": 4,
     "method": 5, "plan": 5, "lookups": 5, "targets": 5, "fitted": 5,
     "simplify": 6, "precision": 6, "backward": 6, "references": 6, "procedure": 6, "attribute": 6, "lower": 6,
     "export": 7, "manifest": 7,
