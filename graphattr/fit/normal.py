@@ -18,6 +18,7 @@ from ..errors import MethodError
 from ..graph import Array
 
 BLOCK = 1 << 22  # elements of Phi held at a time
+SINGULAR = 1e14  # a condition number that only rounding makes finite
 DEAD = 1e-12  # a column whose variance is below this share of its square sum does not vary
 
 Rows = tuple[Array, Array, Array]  # columns of Phi that are not zero, rows of these columns, rows of X
@@ -137,6 +138,8 @@ def solve(sums: Mapping[str, Array], ridge: float, bias: bool) -> Solution:
         gram = gram[np.ix_(alive, alive)]
         gram[np.diag_indices_from(gram)] += ridge
         w[alive], condition = _solved(gram, cross[alive])
+        if condition > SINGULAR and not ridge:
+            raise MethodError(_dependent(gram))
     whole = float(sums["square"].sum())
     left = whole - rows * float((goal**2).sum()) - float((w * cross).sum()) - ridge * float((w * w).sum())
     return Solution(w, goal - middle @ w, condition, max(0.0, left / whole) if whole else 0.0)
@@ -147,8 +150,12 @@ def _solved(gram: Array, cross: Array) -> tuple[Array, float]:
     try:
         low = np.linalg.inv(np.linalg.cholesky(gram))
     except np.linalg.LinAlgError as e:
-        raise MethodError(f"the {len(gram)} equations of its inverse depend on each other; give a larger ridge") from e
+        raise MethodError(_dependent(gram)) from e
     return low.T @ (low @ cross), _largest(gram) * _largest(low) ** 2
+
+
+def _dependent(gram: Array) -> str:
+    return f"the {len(gram)} equations of its inverse depend on each other; give a larger ridge"
 
 
 def _largest(a: Array, steps: int = 40) -> float:

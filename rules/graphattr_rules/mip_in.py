@@ -64,7 +64,8 @@ def finished(g: Graph, x: Value, maps: tuple[Value, ...], *, upsample: bool = Fa
         raise MethodError(f"upsample=True makes maps of (N, C, H, W), and {x.name!r} has {x.rank} axes; choose a tensor of "
                           "pictures with wrt (--wrt), or leave upsample out")
     picture, axes = picture_behind(g, x)
-    return resized(g, g.Relu(g.ReduceMean(maps[0], [1], keepdims=1)), sizes_of(g, picture, axes))
+    channels = g.CastLike(g.emit("Shape", x, start=1, end=2), x)
+    return resized(g, g.Relu(g.ReduceSum(maps[0], [1], keepdims=1) / channels), sizes_of(g, picture, axes))
 
 
 def picture_behind(g: Graph, x: Value) -> tuple[Value, Sequence[int]]:
