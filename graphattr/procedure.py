@@ -17,7 +17,7 @@ import numpy as np
 
 from .backward import Entry, backward
 from .errors import MethodError, TargetError, did_you_mean
-from .fn import Context, Out, Site
+from .fn import Context, Out, Site, reapply
 from .graph import Array, Graph, Node, Value
 from .layers import Layer, LayerGraph, to_layers
 from .method import Method, load_method
@@ -184,6 +184,9 @@ class Job:
             with self.g.scope(f"procedure/{method.procedure}"):
                 return self._together([dataclasses.replace(job, rest=rest) for job in self._independent()], step, mine)
         references = self._references(method)
+        if any(bound.rule.compares for bound in self.plan_of(method).values()) and len(jobs := self._independent()) > 1:
+            apart = {x: m for job in jobs for x, m in zip(job.xs, job.run(method, entries).maps, strict=True)}
+            return Found([apart[x] for x in self.xs], {}, dict(references.values))
         if references.count == 1:
             return Found(self._explained(method, references.values, entries), {}, dict(references.values))
         if all(bound.rule.name == "gradient" for bound in self.plan_of(method).values()):  # it compares behind the pass only
@@ -286,8 +289,8 @@ class Job:
         def there(job: Job, g: Graph, row: Mapping[Value, Value]) -> Value:
             return job.at(g, [x * 0.0 + row[x] for x in job.xs]).y
 
-        if references.count == 1:
-            return there(self, self.g, references.values)
+        if references.count == 1:  # rules that compare have evaluated most of it: the tape shares
+            return reapply(self.g, self.y, {x: x * 0.0 + r for x, r in references.values.items()})
         made = self.repeat(
             references.count, [self.y * 0.0], lambda body, i, sums: [sums[0] + there(self, body, references.row(body, i))]
         )
