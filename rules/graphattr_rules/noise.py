@@ -33,9 +33,9 @@ def key_of(g: Graph, step: Value, random_state: int, stream: int = 0) -> Value:
     return fifth_power(g, g.Mod(step + start, P))
 
 
-def open_unit(g: Graph, x: Value, like: Value) -> Value:
-    """Integers below p as floats in (0, 1)."""
-    return (g.CastLike(x, like) + 0.5) * (1.0 / P)
+def open_unit(g: Graph, x: Value) -> Value:
+    """Integers below p as float32 in (0, 1]."""
+    return (g.Cast(x, to=1) + 0.5) * (1.0 / P)
 
 
 def normal(g: Graph, x: Value, step: Value, random_state: int, stream: int = 0) -> Value:
@@ -45,8 +45,9 @@ def normal(g: Graph, x: Value, step: Value, random_state: int, stream: int = 0) 
     pairs = g.Div(count + 1, 2)
     first = uniform(g, g.Range(0, pairs, 1), key_of(g, step, random_state, stream))
     second = fifth_power(g, g.Mod(first + CONSTANTS[0], P))
-    radius = g.Sqrt(g.Log(open_unit(g, first, x)) * -2.0)
-    angle = open_unit(g, second, x) * (2 * np.pi)
+    radius = g.Sqrt(g.Log(open_unit(g, first)) * -2.0)
+    angle = open_unit(g, second) * (2 * np.pi)
     both = g.Concat(radius * g.Cos(angle), radius * g.Sin(angle), axis=0)
     drawn = g.Slice(both, [0], g.Unsqueeze(count, [0]))
-    return g.emit("Reshape", drawn, shape, out_shape=(1, *(x.shape or ())[1:]))
+    made = g.emit("Reshape", drawn, shape, out_shape=(1, *(x.shape or ())[1:]))
+    return made if made.dtype == x.dtype else g.CastLike(made, x)
