@@ -109,7 +109,8 @@ def attribute(
     written = Written(method, {}, rules, unaffected=_unaffected(graph, request))
     finished = dict(zip(request.wrt, found.maps, strict=True))
     for one in request.wanted:
-        written.attributions[one.x.name] = of_ids(g, one.x, one.lookups, finished) if one.lookups else finished[one.x]
+        found_x = of_ids(g, one.x, one.lookups, finished, method.forward_only) if one.lookups else finished[one.x]
+        written.attributions[one.x.name] = found_x
     written.extras.update(found.extras)
     if request.delta:
         written.extras["delta"] = _delta(job, method, request, written, found)

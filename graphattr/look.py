@@ -18,9 +18,12 @@ from .infer import read_type, shape_text
 from .layers import Layer, LayerGraph, to_layers
 from .method import Method
 from .plan import Bound, binder, with_bodies
+from .rule import Rule
 from .runtime import Explainer, open_session
 from .source import Source, read
 from .targets import attributed, data_roots, explained_output
+
+FORWARD = Bound(Rule("none", frozenset(), lambda g, layer, r: r, {}, "", __name__), {}, "the method asks for no derivative")
 
 
 # -- inspect ------------------------------------------------------------------------------------------------------
@@ -42,7 +45,7 @@ def look(
     if explained and tensors and not path:
         problems.append(f"output {explained.name!r} does not depend on {', '.join(repr(v.name) for v in tensors)}")
     on_path = {layer.name for layer in with_bodies(path)}
-    bind = binder(graph, method, path) if method is not None else None
+    bind = None if method is None else _forward if method.forward_only else binder(graph, method.inner, path)
     rows = [_row(layer, layer.name in on_path, bind, problems) for _, layer in graph.walk()]
     blocks, misses = recognise(graph, canonical)
     in_block = labels(blocks)
@@ -64,6 +67,10 @@ def look(
         "coverage": {"covered": covered, "on_path": len(path), "nodes": len(g.nodes)},
         "problems": problems,
     }
+
+
+def _forward(layer: Layer, strict: bool) -> Bound:
+    return FORWARD
 
 
 def _tensor(v: Value) -> dict[str, Any]:

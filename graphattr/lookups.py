@@ -9,6 +9,7 @@ import numpy as np
 
 from .graph import Graph, Node, Value
 from .vjp import fit, pull, total
+from .vjp.reduce import reduction
 
 MOVES = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Transpose", "Expand", "Tile", "Split", "Gather"}  # of input 0
 JOINS = {"Concat": 0, "Where": 1}  # operator: its first operand that is moved
@@ -81,13 +82,17 @@ def _as_floats(g: Graph, rows: Value) -> list[Value]:
     return [n.outputs[0] for n in readers if n.outputs[0].is_float]
 
 
-def of_ids(g: Graph, ids: Value, found: Sequence[Lookup], relevance: Mapping[Value, Value]) -> Value:
-    """r_ids[n, t] = sum over lookups and embedding axes of r_rows[n, t, :], of the shape of ids."""
+def of_ids(g: Graph, ids: Value, found: Sequence[Lookup], relevance: Mapping[Value, Value], alike: bool = False) -> Value:
+    """r_ids[n, t] = sum over lookups and embedding axes of r_rows[n, t, :], of the shape of ids.
+
+    `alike`: what a row gets is said once for each of its entries, so it is their mean.
+    """
     arriving: dict[Value, list[Value]] = {}
     with g.scope(f"tokens/{ids.name}"):
         for one in found:
             r = relevance[one.rows]
-            summed = g.ReduceSum(r, one.embedding_axes, keepdims=0) if one.embedding_axes else r
+            over = "ReduceMean" if alike else "ReduceSum"
+            summed = reduction(g, over, r, one.embedding_axes, keepdims=0) if one.embedding_axes else r
             arriving.setdefault(one.indices, []).append(summed)
         way = {n: None for one in found for n in one.way}
         for node in reversed([n for n in g.nodes if n in way]):

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import graphattr
 from graphattr.errors import MethodError
 from tests.rules import zoo
 from tests.rules.nets import Net
@@ -248,3 +249,26 @@ def test_models_without_derivatives(method, params):
         np.testing.assert_allclose(found, [[0, 3, 0], [0, 0, 0]])
     else:
         assert found[0].argmax() == 1
+
+
+def test_a_token_is_hidden_once():
+    """The attribution of an id is what the score loses without its row, not once for each of the row's entries."""
+    b = zoo.Build(50, 4, out=3)
+    table = b.const(np.random.default_rng(2).standard_normal((9, 5)).astype(np.float32), "table")
+    rows = b.op("Gather", table, "x")
+    y = b.gemm(b.op("ReduceMean", b.relu(b.matmul(rows, 5, 6)), axes=[1], keepdims=0), 6, 3)
+    ends = [helper.make_tensor_value_info("x", TensorProto.INT64, ["N", 4]), helper.make_tensor_value_info(y, 1, ["N", 3])]
+    graph = helper.make_graph(b.nodes, "ids", ends[:1], ends[1:], b.init)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    ids, target = np.array([[1, 2, 3, 4], [8, 8, 0, 5]]), np.array([0, 2])
+    found = engine.session(model, "occlusion").run(["x_attribution"], {"x": ids, "target": target})[0]
+    held = engine.session(model, "occlusion", wrt=[rows]).run([f"{rows}_attribution"], {"x": ids, "target": target})[0]
+    assert found.shape == (2, 4)
+    np.testing.assert_allclose(found, held[:, :, 0], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["occlusion", "rise", "dga", "grad_cam"])
+def test_inspect_says_what_would_run(method):
+    report = graphattr.inspect(zoo.case("cnn").model, method=method)
+    assert not report["problems"]
+    assert report["coverage"]["covered"] == report["coverage"]["on_path"]
