@@ -80,9 +80,10 @@ def save_npz(path: str | os.PathLike[str], arrays: Mapping[str, Array], manifest
 def load_npz(path: str | os.PathLike[str], what: str) -> tuple[dict[str, Array], dict[str, Any]]:
     """(arrays, manifest) of such a file; `what` says in errors what it should hold."""
     try:
-        with np.load(path, allow_pickle=False) as held:
-            if MANIFEST not in held.files:
-                raise RunError(f"{os.fspath(path)} does not hold {what}")
+        opened = np.load(path, allow_pickle=False)
+        if MANIFEST not in getattr(opened, "files", []):
+            raise RunError(f"{os.fspath(path)} does not hold {what}")
+        with opened as held:
             manifest = json.loads(held[MANIFEST].tobytes())
             return {k: held[k] for k in held.files if k != MANIFEST}, manifest
     except RunError:
@@ -157,12 +158,15 @@ def learned_name(name: str, target: Any, targets: Sequence[Any]) -> str:
 
 
 def _of_target(one: Fitted, target: Any) -> Learned:
-    """The arrays of one target, under their own names."""
+    """The arrays of one target, under their own names, and those that are for all targets."""
     targets = one.manifest.get("targets") or []
     if len(targets) < 2:
         return one.arrays
     end = learned_name("", target, targets)
-    return {layer: {k.removesuffix(end): v for k, v in held.items() if k.endswith(end)} for layer, held in one.arrays.items()}
+    return {
+        layer: {k.removesuffix(end): v for k, v in held.items() if k.endswith(end) or "@" not in k}
+        for layer, held in one.arrays.items()
+    }
 
 
 # -- whether it fits ----------------------------------------------------------------------------------------------

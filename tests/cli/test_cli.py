@@ -48,6 +48,44 @@ def fails(result, *words):
         assert word in err, err
 
 
+# -- fit ---------------------------------------------------------------------------------------------------------------
+def test_fit_and_convert(run):
+    """DATA in, FITTED.npz out: its path on stdout, warnings and a summary on stderr; convert and explain take it."""
+    np.savez("d.npz", x=array(300, 4, seed=5))
+    code, out, err = run("fit", "m.onnx", "d.npz", "--method", "pattern.net", "-o", "f.npz", "--batch-size", 64)
+    assert (code, out) == (0, "f.npz\n")
+    assert err.endswith("pattern.net: 2 layers learned from 300 samples\n")
+    code, out, err = run("convert", "m.onnx", "--method", "pattern.net", "--fitted", "f.npz", "-o", "e.onnx")
+    assert (code, out) == (0, "e.onnx\n"), err
+    made = graphattr.convert("m.onnx", "pattern.net", fitted=graphattr.fit("m.onnx", "d.npz", "pattern.net", batch_size=64))
+    assert onnx.load("e.onnx").graph == made.model.graph
+    code, out, _ = run("explain", "m.onnx", "x.npy", "--method", "pattern.net", "--fitted", "f.npz", "--json")
+    assert code == 0
+    fails(run("explain", "e.onnx", "x.npy", "--fitted", "f.npz"), "--fitted needs the source model")
+
+
+def test_fit_warns_and_prints_json(run):
+    """Too few samples are said on stderr, once per layer, and stand in the JSON."""
+    code, out, err = run("fit", "m.onnx", "x.npy", "--method", "pattern.attribution", "-o", "f.npz", "--json", "--state", "s.npz",
+                         "--set", "kind=linear", "--set", "mean_y=all")
+    assert code == 0
+    found = json.loads(out)
+    assert found["path"] == "f.npz"
+    assert found["manifest"]["params"] == {"kind": "linear", "mean_y": "all"}
+    assert err.count("warning: layer 'first': 5 of 5 units were active at fewer than 30 places") == 1
+    assert len(found["manifest"]["warnings"]) == err.count("warning: ") == 2
+    assert not os.path.exists("s.npz")
+
+
+def test_fit_fails(run):
+    fails(run("fit", "m.onnx", "x.npy", "--method", "gradient", "-o", "f.npz"), "'gradient' learns nothing from data")
+    fails(run("fit", "m.onnx", "x.npy", "-o", "f.npz"), "fit takes one method")
+    fails(run("fit", "m.onnx", "no.npy", "--method", "pattern.net", "-o", "f.npz"), "no such file or folder: no.npy")
+    fails(run("convert", "m.onnx", "--method", "pattern.net"), "graphattr fit m.onnx DATA --method pattern.net -o FITTED.npz")
+    fails(run("convert", "m.onnx", "--method", "pattern.net", "--fitted", "x.npy"), "x.npy does not hold parameters")
+    assert run("fit", "m.onnx", "x.npy", "--method", "pattern.net")[0] == 2
+
+
 # -- convert ------------------------------------------------------------------------------------------------------
 def test_convert_prints_the_path(run):
     code, out, err = run("convert", "m.onnx", "-o", "e.onnx")

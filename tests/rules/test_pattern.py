@@ -20,7 +20,8 @@ pytest.importorskip("onnxruntime")
 from tests.rules import engine
 
 SAMPLES = 120
-NETS = ("cnn", "residual", "mobile", "dilated", "upsampled", "mlp", "tokens", "volume", "automatic", "biased", "branches", "prenorm")
+NETS = ("cnn", "residual", "mobile", "dilated", "upsampled", "mlp", "tokens", "volume", "automatic", "biased", "branches",
+        "prenorm")
 KINDS = [("relu", "active"), ("relu.negative", "active"), ("linear", "active"), ("relu", "all")]
 
 
@@ -108,8 +109,8 @@ def test_weights_with_more_axes(spelling):
     else:
         einsum = spelling == "Einsum"
         stored = w.transpose(2, 0, 1) if einsum else w
-        nodes = [tiny.node("Einsum", "x w", "h", "lin", equation="nhti,ohi->nhto") if einsum else tiny.node("MatMul", "x w", "h", "lin")]
-        made = tiny.model([*nodes, tiny.node("Relu", "h", "y", "relu")], {"x": ["N", 3, 2, 5]}, {"y": ["N", 3, 2, 4]}, {"w": stored})
+        lin = tiny.node(spelling, "x w", "h", "lin", **({"equation": "nhti,ohi->nhto"} if einsum else {}))
+        made = tiny.model([lin, tiny.node("Relu", "h", "y", "relu")], {"x": ["N", 3, 2, 5]}, {"y": ["N", 3, 2, 4]}, {"w": stored})
         want = np.zeros((3, 5, 4))
         for h in range(3):
             rows = x[:, h].reshape(-1, 5).astype(float)
@@ -215,7 +216,7 @@ def test_samples_targets_and_neighbours():
     pair = [held, fitted("cnn", method="pattern.attribution")]
     many = engine.run(engine.session(c.model, names, wrt=["x", "relu2"], fitted=pair), c.x, target=c.target)
     np.testing.assert_allclose(many["x_attribution_pattern_net"], both, rtol=0, atol=1e-6 * np.abs(both).max())
-    assert {f"relu2_attribution_{m}" for m in ("gradient", "pattern_net", "pattern")} <= set(many)  # engine.run cuts "_attribution"
+    assert {f"relu2_attribution_{m}" for m in ("gradient", "pattern_net", "pattern")} <= set(many)  # run() cuts "_attribution"
 
 
 def test_inner_tensors_need_no_more_than_what_is_behind_them():
