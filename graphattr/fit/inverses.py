@@ -10,6 +10,7 @@ The pass's sums are replaced by the solution, so that only one system is held at
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +22,7 @@ from ..fitted import Learned, learned_name
 from ..fn import Context
 from ..graph import Array, Value
 from ..layers import Layer
+from ..plan import Bound
 from ..targets import Target, one_hot
 from .invertible import Invertible, invertible
 from .normal import solve
@@ -28,7 +30,6 @@ from .state import Pass
 from .task import Task, fitter
 
 ENOUGH = 4  # rows per unknown
-AFFINE = ("scale", "shift", "batchnorm")
 
 
 @fitter("mip_in", targets=True)
@@ -89,6 +90,12 @@ def _check_chain(task: Task) -> None:
             readers[x] = layer
 
 
+def _reconstructing(bound: Bound) -> Bound:
+    """The rule as it takes a signal down."""
+    known = bound.rule.params
+    return dataclasses.replace(bound, params={**bound.params, **({"reconstruct": True} if "reconstruct" in known else {})})
+
+
 @dataclass
 class Descent:
     """One target's way down. `few`: collects what rests on too few rows."""
@@ -104,17 +111,13 @@ class Descent:
         """Each layer's inverse, fitted to the signal that those above it make."""
         task, g = self.task, self.task.g
         arriving = {task.y: task.y * one_hot(g, task.y, self.target)[0] if signal == "scalar" else task.y}
+        plan = {name: _reconstructing(bound) for name, bound in task.plan.items()}
         learned: dict[str, dict[str, Array]] = {}
         for layer in reversed(task.path):
             seeds = {y: arriving[y] for y in layer.ys if y in arriving}
             if layer.kind == "linear":
                 learned[layer.name] = self.fitted(layer, seeds[layer.y])
-            elif layer.kind in AFFINE:
-                seeds[layer.y] = seeds[layer.y] - task.site(layer).at_zero()
-            below = backward(task.graph, task.plan, [layer], seeds, layer.xs, None, Context({}, learned))
-            if layer.kind == "linear":
-                below[layer.x] = below[layer.x] + g.const(learned[layer.name]["inverse_bias"], layer.x.dtype)
-            arriving.update(below)
+            arriving.update(backward(task.graph, plan, [layer], seeds, layer.xs, None, Context({}, learned)))
         return learned
 
     def fitted(self, layer: Layer, s: Value) -> dict[str, Array]:

@@ -1,6 +1,7 @@
 """MIP-IN: an attribution goes back through inverses that were learned to reconstruct each layer's input.  Deng et al. 2021.
 
-Inverses leave out their biases, so A is linear in what it starts from; the forward pass says which elements may get anything.
+The inverses leave out their biases, so A is linear in what it starts from; the forward pass says which elements may get anything.
+With reconstruct=True the biases are there and all logits go down: the signal S, which reconstructs each tensor from the output.
 """
 
 from collections.abc import Sequence
@@ -15,15 +16,18 @@ from .spatial import resized, sizes_of
 
 
 @seed("mip_in")
-def start(g: Graph, y: Value, onehot: Value, *, init: Literal["logit", "one"] = "logit") -> tuple[Value]:
-    """A = y_c e_c, or e_c with init="one"."""
-    return (onehot if init == "one" else y * onehot,)
+def start(
+    g: Graph, y: Value, onehot: Value, *, init: Literal["logit", "one"] = "logit", reconstruct: bool = False
+) -> tuple[Value]:
+    """A = y_c e_c, or e_c with init="one"; S = y, of which an inverse of one logit reads that one only."""
+    return (y if reconstruct else onehot if init == "one" else y * onehot,)
 
 
 @rule("mip_in.inverse", kinds={"linear"})
-def inverse(g: Graph, layer: Site, r: Value) -> Value:
-    """A_x = f.vjp(A; V): the learned inverse V has the place of the weight."""
-    return indicated(g, layer, layer.x, layer.vjp(r, layer.x, layer.learned("inverse")))
+def inverse(g: Graph, layer: Site, r: Value, *, reconstruct: bool = False) -> Value:
+    """A_x = f.vjp(A; V): the learned inverse V has the place of the weight; S_x = f.vjp(S; V) + its bias."""
+    back = layer.vjp(r, layer.x, layer.learned("inverse"))
+    return indicated(g, layer, layer.x, back + layer.learned("inverse_bias") if reconstruct else back)
 
 
 @rule("mip_in.indication", kinds={"relu"})
@@ -50,9 +54,10 @@ def spread(g: Graph, layer: Site, r: Out) -> Out:
 
 
 @rule("mip_in.rescale", kinds={"scale", "shift", "batchnorm"})
-def rescale(g: Graph, layer: Site, r: Value) -> Value:
-    """A_x = A / k for y = k x + c, 0 where k is 0."""
-    return indicated(g, layer, layer.x, quotient(g, r, layer.vjps(ones_like(g, r))[0]))
+def rescale(g: Graph, layer: Site, r: Value, *, reconstruct: bool = False) -> Value:
+    """A_x = A / k for y = k x + c, 0 where k is 0; S_x = (S - c) / k."""
+    back = r - layer.at_zero() if reconstruct else r
+    return indicated(g, layer, layer.x, quotient(g, back, layer.vjps(ones_like(g, r))[0]))
 
 
 @finish("mip_in")

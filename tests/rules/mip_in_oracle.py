@@ -107,6 +107,8 @@ def pull(net, layer, s, inverses, bias):
         share = layer.w.sum(0)
         found = s.reshape(len(s), -1) @ layer.w / np.where(share == 0, 1, share)
         return found.reshape(x.shape)
+    if layer.kind in ("affine", "scale"):
+        return (s - bias * layer.shift) / layer.scale
     raise NotImplementedError(layer.op)
 
 

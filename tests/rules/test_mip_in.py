@@ -55,7 +55,15 @@ def tokens():
     return b.done(b.matmul(b.op("ReduceMean", h, axes=[1], keepdims=0), 6, 4))
 
 
-NETS = {f.__name__: f for f in (pooled, strided, wave, tokens)}
+def shifted():
+    """Factors and shifts that no layer absorbs, behind a rectifier and before a padded convolution."""
+    b = Build(35, 2, 5, 5)
+    h = b.op("Add", b.relu(b.conv("x", 2, 4)), b.const(np.array([0.5, -1, 2, 0.1], np.float32).reshape(4, 1, 1)))
+    h = b.op("Mul", h, b.const(np.array([-2, 0.5, 3, 1.5], np.float32).reshape(4, 1, 1)))
+    return b.head(b.relu(b.norm(b.relu(b.conv(h, 4, 4, pads=[1] * 4)), 4)), 36)
+
+
+NETS = {f.__name__: f for f in (pooled, strided, wave, tokens, shifted)}
 
 
 @functools.cache
@@ -96,6 +104,8 @@ def test_replica(name, signal, fit_on, conv_bias):
     for init in ("logit", "one"):
         want = mip_in_oracle.explain(Net(model, asked), inverses, 2, init)
         close(explain(model, fitted, asked, init=init)["x"], want["x"])
+    signal = mip_in_oracle.descend(Net(model, asked), mip_in_oracle.top(Net(model, asked), 2, signal), inverses, True)
+    close(explain(model, fitted, asked, reconstruct=True)["x"], signal["x"])
 
 
 @pytest.mark.parametrize("conv_bias", [False, True])
@@ -154,6 +164,7 @@ def test_vector(path):
     fitted = fit(model, z["data"], target, fit_on="all", signal=params["output"], ridge=params["lam"])
     close(explain(model, fitted, z["x"], target=target)["x"], z["attribution"], 3e-5)
     close(explain(model, fitted, z["x"], target=target, init="one")["x"], z["aux_A_one"], 3e-5)
+    close(explain(model, fitted, z["x"], target=target, reconstruct=True)["x"], z["aux_S0"], 3e-5)
 
 
 def conv_inverse(s, x, kernel, strides, pads, dilations, groups, ridge, bias=False):
@@ -447,5 +458,7 @@ def test_affine_layers_are_undone():
     h = b.relu(b.conv(inside, 3, 4, pads=[1] * 4))
     model = b.head(h, 100)
     x = np.random.default_rng(2).uniform(0, 1, (60, 3, 5, 5)).astype(np.float32)
-    found = explain(model, fit(model, x, fit_on="all"), x[:3], ["x", inside])
+    fitted = fit(model, x, fit_on="all")
+    found, signal = explain(model, fitted, x[:3], ["x", inside]), explain(model, fitted, x[:3], ["x", inside], reconstruct=True)
     close(found["x"], found[inside] * std)
+    close(signal["x"], signal[inside] * std + mean)
