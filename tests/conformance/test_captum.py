@@ -46,6 +46,46 @@ def test_method(name, method):
     assert peers.distance(found, reference(net, x, method)) < TOLERANCE
 
 
+def noisy(net, x, kind, xi, monkeypatch, within=captum.Saliency, **options):
+    """captum's NoiseTunnel, which draws its noise in one piece, sample after sample, given ours."""
+    deviation = 0.2 * (x.amax(tuple(range(1, x.ndim)), keepdim=True) - x.amin(tuple(range(1, x.ndim)), keepdim=True))
+    draws = iter((deviation * xi).double())
+    real = torch.normal
+    monkeypatch.setattr(torch, "normal", lambda mean, std: next(draws).reshape(std.shape))
+    tunnel = captum.NoiseTunnel(within(copy.deepcopy(net).double()))
+    try:
+        return tunnel.attribute(x.double(), nt_type=kind, nt_samples=len(xi), nt_samples_batch_size=1, stdevs=1.0,
+                                target=list(peers.TARGET), **options)
+    finally:
+        monkeypatch.setattr(torch, "normal", real)
+
+
+@pytest.mark.parametrize("method", ["smoothgrad", "vargrad"])
+@pytest.mark.parametrize("name", ANY)
+def test_the_same_noise(name, method, monkeypatch):
+    net, x = nets.make(name)
+    xi = torch.randn(4, *x.shape, generator=torch.Generator().manual_seed(0))
+    want = noisy(net, x, method, xi, monkeypatch, abs=False)
+    explainer = peers.graphattr.Explainer(
+        peers.graphattr.convert(peers.export(net, x), method, "input", n_samples=4, noise="input")
+    )
+    found = explainer({"x": x.numpy(), "x_noise": xi.numpy()}, target=peers.np.array(peers.TARGET)).scores["x"]
+    assert peers.distance(found, want) < TOLERANCE
+    other = explainer({"x": x.numpy(), "x_noise": -xi.numpy()}, target=peers.np.array(peers.TARGET)).scores["x"]
+    assert peers.distance(other, want) > 100 * TOLERANCE
+
+
+def test_a_base_on_the_path_and_under_noise(monkeypatch):
+    """SmoothGrad of integrated gradients."""
+    net, x = nets.make("cnn")
+    xi = torch.randn(3, *x.shape, generator=torch.Generator().manual_seed(1))
+    want = noisy(net, x, "smoothgrad", xi, monkeypatch, captum.IntegratedGradients, n_steps=5)
+    explainer = peers.graphattr.Explainer(peers.graphattr.convert(
+        peers.export(net, x), "smoothgrad", "input", n_samples=3, noise="input", base="integrated_gradients", n_steps=5))
+    found = explainer({"x": x.numpy(), "x_noise": xi.numpy()}, target=peers.np.array(peers.TARGET)).scores["x"]
+    assert peers.distance(found, want) < TOLERANCE
+
+
 # captum's LRP wants modules only, and BatchNorm merged; it applies the rule to pooling and reshaping as well, which
 # changes nothing but at activations that are 0, and those have no relevance.
 @pytest.mark.parametrize("name", ["cnn", "pools", "transposed", "signal"])
