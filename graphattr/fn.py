@@ -139,7 +139,8 @@ class Site:
     def slope(self, x: Value) -> Value:
         """The derivative of a function of one element, elsewhere."""
         y = self.at({self.x: x})
-        one = self.g.emit("ConstantOfShape", self.g.shape(y), value=np.ones(1, y.dtype), out_shape=y.shape)
+        dtype = y.dtype if y.is_float else x.dtype  # levels of a quantiser count as numbers
+        one = self.g.emit("ConstantOfShape", self.g.shape(y), value=np.ones(1, dtype), out_shape=y.shape)
         found = pullback(self.g, {y: one}, [x], between(self.g, [x], [y]))
         return found[x] if x in found else zeros_like(self.g, x)
 

@@ -11,7 +11,20 @@ from graphattr.errors import UnsupportedOp
 from graphattr.rule import SIGMA, Baselines, Flow, Flows, Graph, Out, Pair, Site, Value, finish, paired, rule, sides, total
 
 from .deeplift_functions import rescale, rescale_changes
-from .deeplift_parts import Parts, change, changes, either, inside, is_masked, parts, pushed, signs, steady, through
+from .deeplift_parts import (
+    Parts,
+    change,
+    changes,
+    either,
+    inside,
+    is_masked,
+    parts,
+    pushed,
+    signs,
+    steady,
+    through,
+    through_changes,
+)
 
 
 @finish("times_difference")
@@ -44,15 +57,6 @@ def linear(g: Graph, layer: Site, r: Flow) -> Flows:
     return g.Where(d > 0.0, rising, g.Where(d < 0.0, falling, still))
 
 
-@changes("deeplift.linear", "deeplift.ablation")
-def linear_changes(g: Graph, layer: Site, **params: Any) -> Sequence[Parts]:
-    """d+ = f(max(d, 0); w+) + f(min(d, 0); w-), d- = f(max(d, 0); w-) + f(min(d, 0); w+), d the whole change of x."""
-    if layer.layer.tail:
-        return pushed(g, layer, **params)
-    (rise, fall), (up, down) = signs(g, change(layer, layer.x)), signs(g, layer.w)
-    return [(layer(rise, up) + layer(fall, down), layer(rise, down) + layer(fall, up))]
-
-
 @rule("deeplift.ablation", kinds={"linear"}, compares=True, pairs=True)
 def ablation(g: Graph, layer: Site, r: Flow, *, ablation: Literal["code", "text"] = "code") -> Flows:
     """Rescale without the cross terms: what rises or falls passes through w > 0 only; with "text" what falls through w < 0 only.
@@ -71,6 +75,15 @@ def crossless(g: Graph, layer: Site, r: Flow, ablation: str) -> Value:
     rising, falling = layer.vjp(plus, x, up), layer.vjp(minus, x, up if ablation == "code" else down)
     still = layer.vjp(plus if plus is minus else (plus + minus) * 0.5, x)
     return g.Where(d > 0.0, rising, g.Where(d < 0.0, falling, still))
+
+
+@changes(linear, ablation)
+def linear_changes(g: Graph, layer: Site, **params: Any) -> Sequence[Parts]:
+    """d+ = f(max(d, 0); w+) + f(min(d, 0); w-), d- = f(max(d, 0); w-) + f(min(d, 0); w+), d the whole change of x."""
+    if layer.layer.tail:
+        return through_changes(g, layer)
+    (rise, fall), (up, down) = signs(g, change(layer, layer.x)), signs(g, layer.w)
+    return [(layer(rise, up) + layer(fall, down), layer(rise, down) + layer(fall, up))]
 
 
 @rule("deeplift.mapped", kinds={"structure", "mean"}, compares=True)
@@ -104,7 +117,7 @@ def affine(g: Graph, layer: Site, r: Flow) -> Flows:
     return tuple(sent)
 
 
-@changes("deeplift.affine")
+@changes(affine)
 def affine_changes(g: Graph, layer: Site) -> Sequence[Parts]:
     """k d+ and k d-, which change places where k < 0; those of summands add up."""
     if is_masked(layer):
@@ -130,7 +143,7 @@ def maxpool(g: Graph, layer: Site, r: Flow, *, maxpool: Literal["completeness", 
     m min(y - y0, 0), divided by what changes there. With "gradient" m goes to the winner at the input, and sums may differ.
     """
     if maxpool == "gradient":
-        made: Flows = either(r, layer.vjps)
+        made: Flows = either(r, lambda m: winner(g, layer, m))
         return made
     node, (plus, minus) = layer.layer.nodes[0], sides(r)
     if node.op in ("TopK", "RoiAlign"):
@@ -149,7 +162,12 @@ def maxpool(g: Graph, layer: Site, r: Flow, *, maxpool: Literal["completeness", 
     return tuple(sent)
 
 
-@changes("deeplift.maxpool")
+def winner(g: Graph, layer: Site, r: Out) -> Out:
+    """r to the winner at the input."""
+    return layer.vjps(r)
+
+
+@changes(maxpool)
 def maxpool_changes(g: Graph, layer: Site, *, maxpool: str = "completeness") -> Sequence[Parts]:
     """The parts of the winner; with "completeness" those of the sign of the change."""
-    return pushed(g, layer, maxpool=maxpool) if maxpool == "gradient" else [signs(g, change(layer, layer.y))]
+    return pushed(g, layer, winner) if maxpool == "gradient" else [signs(g, change(layer, layer.y))]

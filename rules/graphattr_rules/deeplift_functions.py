@@ -22,7 +22,7 @@ def rescale(g: Graph, layer: Site, r: Value) -> Value:
     return r * ratio(g, layer)
 
 
-@changes("deeplift.rescale")
+@changes(rescale)
 def rescale_changes(g: Graph, layer: Site, **params: Any) -> Sequence[Parts]:
     """Both parts by the same ratio."""
     k, (rise, fall) = ratio(g, layer), parts(g, layer, layer.x)
@@ -67,7 +67,7 @@ def reveal_cancel(g: Graph, layer: Site, r: Flow) -> Flows:
     return Pair(m * plus * 0.5, n * minus * 0.5)
 
 
-@changes("deeplift.reveal_cancel")
+@changes(reveal_cancel)
 def reveal_cancel_changes(g: Graph, layer: Site) -> Sequence[Parts]:
     """What d+ adds to f, the mean of before and behind d-; what d- adds."""
     if layer.layer.op in LIMITED:
@@ -99,7 +99,7 @@ def genomics(g: Graph, layer: Site, r: Flow) -> Flows:
     return made
 
 
-@changes("deeplift.genomics")
+@changes(genomics)
 def genomics_changes(g: Graph, layer: Site) -> Sequence[Parts]:
     return reveal_cancel_changes(g, layer) if behind_dense(layer) else rescale_changes(g, layer)
 

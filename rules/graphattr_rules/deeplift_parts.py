@@ -4,7 +4,7 @@ A tensor's change d = t - t0 is the sum of a part d+ and a part d-, and each has
 long as no rule tells the parts apart, as RevealCancel does; until then no parts are written. `parts` finds them layer by layer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from graphattr.errors import UnsupportedOp
@@ -12,7 +12,7 @@ from graphattr.rule import Flow, Graph, Pair, Site, Value, added, fit, fitted, p
 
 Parts = tuple[Value, Value]
 Inside = Callable[..., Any]
-CHANGES: dict[str, Callable[..., Sequence[Parts]]] = {}  # by rule: the parts at a layer's outputs, from those at its inputs
+CHANGES: dict[Inside, Callable[..., Sequence[Parts]]] = {}  # by rule: the parts at a layer's outputs, from those at its inputs
 INSIDE: dict[str, tuple[Inside, bool]] = {}  # by kind: the rule of an operator inside a layer, and whether it takes pairs
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,7 +28,7 @@ def signs(g: Graph, v: Value) -> Parts:
     return g.Relu(v), g.Min(v, 0.0)
 
 
-def changes(*rules: str) -> Callable[[F], F]:
+def changes(*rules: Inside) -> Callable[[F], F]:
     """Register `f(g, layer, *, parameters) -> [(d+, d-) of each output]` for these rules; others count as linear in the parts."""
 
     def register(f: F) -> F:
@@ -52,17 +52,20 @@ def parts(g: Graph, layer: Site, v: Value) -> Parts:
         if made is None and x not in held:
             held[x] = signs(g, change(layer, x))
         elif made is not None and not missing:
-            known: Callable[..., Sequence[Parts]] = CHANGES.get(made.bound.rule.name, pushed)
-            found = known(g, made, **made.bound.params)
-            held.update(zip(made.layer.ys, found, strict=True))
+            held.update(zip(made.layer.ys, after(g, made, made.bound.rule.apply, made.bound.params), strict=True))
     return held[v]
 
 
-def pushed(g: Graph, layer: Site, **params: Any) -> Sequence[Parts]:
-    """The parts through the linear map whose adjoint the layer's rule is: d/dm of <m_x, d_x>, m being what arrives."""
+def after(g: Graph, layer: Site, f: Inside, params: Mapping[str, Any]) -> Sequence[Parts]:
+    """The parts at the outputs of a layer whose rule is f."""
+    return CHANGES[f](g, layer, **params) if f in CHANGES else pushed(g, layer, f, **params)
+
+
+def pushed(g: Graph, layer: Site, f: Inside, **params: Any) -> Sequence[Parts]:
+    """The parts through the linear map whose adjoint the rule f is: d/dm of <m_x, d_x>, m being what arrives."""
     start = len(g.nodes)
     ms = [g.Identity(y) for y in layer.layer.ys]
-    out = layer.bound.rule.apply(g, layer, ms[0] if len(ms) == 1 else tuple(ms), **params)
+    out = f(g, layer, ms[0] if len(ms) == 1 else tuple(ms), **params)
     outs = out if isinstance(out, tuple) else (out,)
     shares = [(x, fit(g, m, x)) for x, m in zip(layer.xs, outs, strict=True) if m is not None]
     both: list[list[Value]] = []
@@ -122,12 +125,26 @@ def through(g: Graph, layer: Site, r: Flow, **instead: Inside) -> tuple[Flow | N
     return tuple(added(g, arriving.get(x, [])) for x in layer.xs)
 
 
-def shares(g: Graph, site: Site, rs: Sequence[Flow | None], instead: dict[str, Inside]) -> Sequence[Flow | None]:
-    """What an operator inside a layer sends to its inputs."""
+def through_changes(g: Graph, layer: Site, **params: Any) -> Sequence[Parts]:
+    """The parts behind the layer, operator by operator."""
+    held: dict[Value, Parts] = layer.context.notes["deeplift.parts"]
+    y, sites = layer.pieces()
+    for site in sites:
+        held.update(zip(site.layer.ys, after(g, site, known(site), {}), strict=True))
+    return [held[y]]
+
+
+def known(site: Site) -> Inside:
+    """The rule of an operator inside a layer."""
     if site.layer.kind not in INSIDE:
         raise UnsupportedOp(f"no rule for {site.layer.op} (kind {site.layer.kind}) inside layer {site.layer.name!r}")
-    f, pairs = INSIDE[site.layer.kind]
-    f = instead.get(site.layer.kind, f)
+    return INSIDE[site.layer.kind][0]
+
+
+def shares(g: Graph, site: Site, rs: Sequence[Flow | None], instead: dict[str, Inside]) -> Sequence[Flow | None]:
+    """What an operator inside a layer sends to its inputs."""
+    f = instead.get(site.layer.kind, known(site))
+    pairs = INSIDE[site.layer.kind][1]
 
     def applied(rs: Sequence[Flow | None]) -> Sequence[Flow | None]:
         out = f(g, site, rs[0] if len(rs) == 1 else tuple(rs))

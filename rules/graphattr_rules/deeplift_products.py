@@ -4,7 +4,7 @@ from graphattr.errors import UnsupportedOp
 from graphattr.rule import Flow, Flows, Graph, Out, Site, Value, reduction, rule
 
 from .deeplift_functions import TAU
-from .deeplift_parts import change, inside, steady, through
+from .deeplift_parts import change, changes, inside, steady, through, through_changes
 
 
 @rule("deeplift.bilinear", kinds={"product", "bilinear", "quotient"}, compares=True)
@@ -67,3 +67,6 @@ def exponentials(g: Graph, layer: Site) -> tuple[Value, tuple[Value, Value], int
 def pieces(g: Graph, layer: Site, r: Flow) -> Flows:
     """The layer in elementary operators: means, sums, products, quotients by the rules above, roots by Rescale."""
     return through(g, layer, r)
+
+
+changes(pieces)(through_changes)
