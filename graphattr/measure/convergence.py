@@ -1,0 +1,114 @@
+"""Do explanations forget what the upper layers say? Cosine similarity convergence and rank-1 matrix chains. Sixt et al. 2020."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+
+from ..export import Explanation
+from ..graph import Array
+from ..runtime import Explainer
+from ..source import read
+from ..street import Order, street
+from .result import Measure
+
+PERCENTILES = (0, 1, 5, 10, 20, 50, 80, 95, 99, 100)
+EDGES = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999, 0.9999, 1.0)
+
+
+def cosine_convergence(
+    model: Any,
+    feeds: Mapping[str, Array] | Array,
+    method: str = "lrp.zplus",
+    *,
+    tensors: Sequence[str],
+    output: str | None = None,
+    vectors: Array | None = None,
+    pairs_of: int = 5,
+    random_state: int = 0,
+    absolute: bool = True,
+    providers: Any = None,
+    **params: Any,
+) -> dict[str, Measure]:
+    """|cos| between what different relevances at `output` become at each of `tensors`: per tensor the values of all
+    pairs, samples and
+    locations (over channels where a tensor has spatial axes). Near 1: the map no longer depends on the layers above.
+
+    `output`: the tensor where relevance starts, any tensor of the model (default: what is explained). `vectors`: (N,
+    m, *its shape);
+    drawn from N(0, 1) where not given. A pair with a zero vector is left out.
+    """
+    order = Order(method=method, target="seed", output=output, wrt=list(tensors), params=params)
+    explainer = Explainer(_explanation(model if output is None else _showing(model, output), order), providers)
+    given = dict(feeds) if isinstance(feeds, Mapping) else {explainer.own[0]: np.asarray(feeds)}
+    rows = len(next(iter(given.values())))
+    shape = _seed_shape(explainer, given)
+    if vectors is None:
+        rng = np.random.Generator(np.random.PCG64(random_state))
+        vectors = rng.standard_normal((rows, pairs_of, *shape[1:])).astype(np.float32)
+    m = vectors.shape[1]
+    runs = [explainer({**given, "seed": vectors[:, k].reshape(shape).astype(np.float32)}).scores for k in range(m)]
+    settings = {"method": method, "vectors": m, "absolute": absolute}
+    return {t: _similarity(t, np.stack([r[t] for r in runs], 1), absolute, settings) for t in tensors}
+
+
+def _explanation(model: Any, order: Order) -> Explanation:
+    *_, (_, explanation) = street(model, order)
+    found: Explanation = explanation
+    return found
+
+
+def _showing(model: Any, tensor: str) -> onnx.ModelProto:
+    """The model with one of its tensors as an output, so that relevance can start there."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(read(model).model)
+    if tensor not in [o.name for o in proto.graph.output]:
+        proto.graph.output.append(onnx.ValueInfoProto(name=tensor))
+    return proto
+
+
+def _seed_shape(explainer: Explainer, given: Mapping[str, Array]) -> tuple[int, ...]:
+    """The shape of the explained tensor for these inputs."""
+    rows = len(next(iter(given.values())))
+    declared = explainer.session.get_inputs()[[i.name for i in explainer.session.get_inputs()].index("seed")].shape
+    return (rows, *(int(d) for d in declared[1:]))
+
+
+def _similarity(name: str, r: Array, absolute: bool, settings: Mapping[str, Any]) -> Measure:
+    """r: (N, m, C, ...) relevances of m vectors."""
+    r = r.astype(np.float64).reshape(*r.shape[:2], r.shape[2], -1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        unit = r / np.linalg.norm(r, axis=2, keepdims=True)
+    pairs = [(i, j) for i in range(r.shape[1]) for j in range(i + 1, r.shape[1])]
+    cosines = np.stack([(unit[:, i] * unit[:, j]).sum(1) for i, j in pairs], 1)
+    values = (np.abs(cosines) if absolute else cosines).reshape(-1)
+    kept = np.clip(values[np.isfinite(values)], -1, 1)
+    details = {"percentiles": np.percentile(kept, PERCENTILES) if kept.size else np.full(len(PERCENTILES), np.nan),
+               "histogram": np.histogram(np.abs(kept), EDGES)[0]}
+    return Measure(f"csc {name}", values, "median", details, settings)
+
+
+def random_baseline(channels: int, n: int = 10_000, random_state: int = 0) -> float:
+    """The median |cos| of independent Gaussian vectors of that many channels."""
+    rng = np.random.Generator(np.random.PCG64(random_state))
+    a, b = rng.standard_normal((2, n, channels))
+    return float(np.median(np.abs((a * b).sum(1)) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)))
+
+
+def singular_ratio(matrix: Array) -> float:
+    """sigma_1 / sigma_2 of a weight or pattern matrix (a convolution's as out x rest): large where it is close to rank 1."""
+    s = np.linalg.svd(np.asarray(matrix, np.float64).reshape(len(matrix), -1), compute_uv=False)
+    return float(s[0] / s[1]) if len(s) > 1 and s[1] > 0 else float("inf")
+
+
+def chain_convergence(matrices: Sequence[Array]) -> Array:
+    """sigma_1 / sigma_2 of the products M_1, M_1 M_2, ..., scaled after each step: how fast a chain tends to rank 1."""
+    product, found = None, []
+    for m in matrices:
+        product = np.asarray(m, np.float64) if product is None else product @ m
+        product = product / np.linalg.norm(product)
+        found.append(singular_ratio(product))
+    return np.array(found)

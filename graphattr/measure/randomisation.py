@@ -1,0 +1,124 @@
+"""Sanity checks: what remains of a map when the model forgets what it learned, or when another class is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from ..canonical import canonicalise
+from ..errors import MethodError
+from ..graph import Array
+from ..layers import to_layers
+from ..onnxio import write_model
+from ..runtime import Explainer
+from ..source import read
+from ..street import Order, street
+from .maps import ssim_flip
+from .result import Measure
+from .scoring import Feeds, Scorer
+
+Compare = Callable[[Array, Array], Measure]
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """`layers`: the linear layers from the output down. `measures`: per layer, the maps of the intact model against
+    those of one in
+    which this layer and all above it were re-initialised."""
+
+    layers: Sequence[str]
+    measures: Sequence[Measure]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"layers": list(self.layers), "measures": [m.to_dict() for m in self.measures]}
+
+
+def cascading_randomisation(
+    model: Any,
+    feeds: Feeds,
+    method: str,
+    *,
+    target: Any = None,
+    init: Literal["normal", "kaiming"] = "normal",
+    random_state: int = 0,
+    compare: Compare = ssim_flip,
+    providers: Any = None,
+    **params: Any,
+) -> Cascade:
+    """The similarity of maps of one class while layers are re-initialised from the output down. Adebayo et al. 2018,
+    Sixt et al. 2020.
+
+    `init="normal"`: N(0, the layer's own standard deviation), biases 0; "kaiming": uniform in +-sqrt(6 / fan in). A
+    method that looks
+    at what the model learned changes; one whose similarity stays near 1 ignores the layers above.
+    """
+    scorer = Scorer(model, providers=providers)
+    given, classes = scorer.named(feeds), scorer.target(feeds, target)
+    before = _maps(model, given, classes, method, providers, params)
+    names, measures = [], []
+    for name, changed in _randomised(model, init, random_state):
+        after = _maps(changed, given, classes, method, providers, params)
+        names.append(name)
+        measures.append(compare(before, after))
+    return Cascade(names, measures)
+
+
+def random_logit(
+    model: Any,
+    feeds: Feeds,
+    method: str,
+    *,
+    target: Any = None,
+    random_state: int = 0,
+    compare: Compare = ssim_flip,
+    providers: Any = None,
+    **params: Any,
+) -> Measure:
+    """The similarity of the maps of a class and of a uniformly drawn other one: near 1 where a method does not care.
+    Sixt et al. 2020."""
+    scorer = Scorer(model, providers=providers)
+    given, classes = scorer.named(feeds), scorer.target(feeds, target)
+    entries = scorer(given).shape[1]
+    if entries < 2:
+        raise MethodError("random_logit needs an explained output with at least two entries; this model has one")
+    rng = np.random.Generator(np.random.PCG64(random_state))
+    others = (classes + rng.integers(1, entries, len(classes))) % entries
+    first, second = (_maps(model, given, c, method, providers, params) for c in (classes, others))
+    found = compare(first, second)
+    return Measure("random_logit", found.values, found.statistic, found.details, {"method": method, **found.settings})
+
+
+def _maps(model: Any, feeds: Mapping[str, Array], target: Array, method: str, providers: Any, params: Mapping[str, Any]) -> Array:
+    *_, (_, explanation) = street(model, Order(method=method, target="input", params=params))
+    scores = Explainer(explanation, providers)(feeds, target).scores
+    return next(iter(scores.values()))
+
+
+def _randomised(model: Any, init: str, random_state: int) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """(layer, the model with that linear layer and all above it re-initialised), from the output down."""
+    canonical = canonicalise(read(model))
+    graph = canonical.graph
+    layers = to_layers(graph, [v for v in graph.inputs if v.is_float], [v for _, v in graph.outputs])
+    proto = write_model(graph)
+    held = {t.name: t for t in proto.graph.initializer}
+    rng = np.random.Generator(np.random.PCG64(random_state))
+    for layer in reversed([layer for layer in layers.layers if layer.kind == "linear"]):
+        for name in dict.fromkeys(v.name for n in layer.nodes for v in n.inputs if v is not None and v.is_const and v.is_float):
+            old = numpy_helper.to_array(held[name])
+            held[name].CopyFrom(numpy_helper.from_array(_drawn(old, init, rng), name))
+        yield layer.name, proto
+
+
+def _drawn(old: Array, init: str, rng: np.random.Generator) -> Array:
+    """A weight drawn anew; a bias (one axis that counts) is 0."""
+    if sum(d > 1 for d in old.shape) < 2:
+        return np.zeros_like(old)
+    if init == "kaiming":
+        bound = np.sqrt(6 / max(1, old[0].size))
+        return np.asarray(rng.uniform(-bound, bound, old.shape), old.dtype)
+    return np.asarray(rng.normal(0.0, old.std(), old.shape), old.dtype)

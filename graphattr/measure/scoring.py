@@ -1,0 +1,93 @@
+"""The explained score of a model at many inputs: the tensor that is explained, not what a terminal Softmax makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ..canonical import canonicalise
+from ..errors import RunError
+from ..graph import Array
+from ..onnxio import write_model
+from ..runtime import open_session
+from ..simplify import prune, with_nodes
+from ..source import read
+from ..targets import explained_output
+
+Feeds: TypeAlias = "Mapping[str, Array] | Array"
+
+
+class Scorer:
+    """y of a model as (N, entries), run in batches of `batch_size`. Only one input is varied: the one of `name`."""
+
+    def __init__(self, model: Any, output: str | None = None, providers: Any = None, batch_size: int = 64) -> None:
+        canonical = canonicalise(read(model))
+        y = explained_output(canonical, output, True).y
+        graph = canonical.graph
+        proto = write_model(prune(with_nodes(graph, graph.nodes, [("graphattr_scores", y)])))
+        self.session = open_session(proto, canonical.source.folder, providers)
+        self.inputs = [v.name for v in graph.inputs]
+        self.batch_size = batch_size
+
+    def __call__(self, feeds: Feeds) -> Array:
+        """(N, entries) in float64."""
+        given = self.named(feeds)
+        rows = len(next(iter(given.values())))
+        found = []
+        for start in range(0, rows, self.batch_size):
+            part = {k: np.asarray(v[start : start + self.batch_size]) for k, v in given.items()}
+            try:
+                found.append(self.session.run(None, part)[0].reshape(len(next(iter(part.values()))), -1))
+            except Exception as e:
+                raise RunError(f"ONNX Runtime refused a batch: {str(e).splitlines()[0]}") from e
+        return np.concatenate(found).astype(np.float64)
+
+    def named(self, feeds: Feeds) -> dict[str, Array]:
+        """Arrays by input name."""
+        if isinstance(feeds, Mapping):
+            missing = [name for name in self.inputs if name not in feeds]
+            if missing:
+                raise RunError(f"no value for input {', '.join(map(repr, missing))} (given: {', '.join(feeds) or 'nothing'})")
+            return {name: np.asarray(feeds[name]) for name in self.inputs}
+        if len(self.inputs) != 1:
+            raise RunError(f"the model has {len(self.inputs)} inputs ({', '.join(self.inputs)}); give arrays by name")
+        return {self.inputs[0]: np.asarray(feeds)}
+
+    def target(self, feeds: Feeds, target: Any = None) -> Array:
+        """One index per sample: as given, else where y is largest."""
+        rows = len(next(iter(self.named(feeds).values())))
+        if target is None:
+            return np.asarray(self(feeds).argmax(1))
+        return np.broadcast_to(np.asarray(target, np.int64).reshape(-1), (rows,))
+
+    def of_variants(self, feeds: Feeds, name: str, variants: Iterable[Array], target: Array) -> Array:
+        """y_c for several variants of one input, (variants, N); the model runs at full batches across them."""
+        return np.stack([y[np.arange(len(y)), target] for y in self.all_of_variants(feeds, name, variants)])
+
+    def all_of_variants(self, feeds: Feeds, name: str, variants: Iterable[Array]) -> Iterable[Array]:
+        """y for each variant, (N, entries); as many variants share a batch as fit."""
+        given = self.named(feeds)
+        rows, dtype = len(given[name]), given[name].dtype
+        together = max(1, self.batch_size // max(rows, 1))
+        held: list[Array] = []
+
+        def run() -> list[Array]:
+            batch = {k: np.concatenate([v] * len(held)) for k, v in given.items()}
+            batch[name] = np.concatenate(held).astype(dtype)
+            found = self(batch).reshape(len(held), rows, -1)
+            held.clear()
+            return list(found)
+
+        for variant in variants:
+            held.append(np.asarray(variant))
+            if len(held) == together:
+                yield from run()
+        if held:
+            yield from run()
+
+
+def softmax(y: Array) -> Array:
+    e = np.exp(y - y.max(-1, keepdims=True))
+    return np.asarray(e / e.sum(-1, keepdims=True))

@@ -1,0 +1,133 @@
+"""Measures on models small enough to know the answer; golden metrics where ../shared lies beside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import graphattr
+from graphattr import measure
+from tests.conformance import check_metrics
+
+VECTORS = Path(__file__).resolve().parents[3] / "shared" / "vectors"
+W = np.array([[3.0, -1.0], [2.0, 0.5], [-1.0, 2.0], [0.5, 0.0]], np.float32)
+X = np.array([[1.0, 2.0, 1.0, 4.0], [0.5, 1.0, 2.0, 1.0]], np.float32)
+C = np.array([0, 0])
+
+
+def linear():
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[N,4] x) => (float[N,2] y) { y = MatMul (x, W) }'
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(W, "W"))
+    return model
+
+
+def softmaxed():
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[N,4] x) => (float[N,2] p) { y = MatMul (x, W) p = Softmax (y) }'
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(W, "W"))
+    return model
+
+
+EXACT = X * W[:, 0]  # gradient x input, which is right for a linear model
+
+
+def test_the_score_is_the_one_that_is_explained():
+    np.testing.assert_allclose(measure.Scorer(softmaxed())(X), X @ W, rtol=1e-6)
+    assert measure.Scorer(linear()).target(X).tolist() == (X @ W).argmax(1).tolist()
+
+
+def test_batches_do_not_matter():
+    whole = measure.pixel_flipping(measure.Scorer(linear()), X, EXACT, C, steps=4)
+    single = measure.pixel_flipping(measure.Scorer(linear(), batch_size=1), X, EXACT, C, steps=4)
+    np.testing.assert_array_equal(whole.details["curve"], single.details["curve"])
+
+
+def test_flipping_removes_what_counts_first():
+    scorer = measure.Scorer(linear())
+    first, last = (measure.pixel_flipping(scorer, X, EXACT, C, order=o, steps=4).details["curve"] for o in ("morf", "lerf"))
+    y = X[0].copy()
+    y[1] = 0  # the largest contribution of the first sample: 2 * 2
+    want = np.exp(y @ W) / np.exp(y @ W).sum()
+    np.testing.assert_allclose(first[0, 1], want[0], rtol=1e-5)
+    assert (first <= last + 1e-12).all()
+    np.testing.assert_allclose(first[:, -1], 0.5, rtol=1e-6)
+
+
+def test_exact_attributions_are_faithful():
+    scorer = measure.Scorer(linear())
+    assert measure.completeness_gap(scorer, X, EXACT, C).value < 1e-5
+    np.testing.assert_allclose(measure.sensitivity_n(scorer, X, EXACT, C, n=2).values, 1.0, atol=1e-5)
+    weights = np.broadcast_to(W[:, 0], X.shape)  # <I, gradient> is what a linear model loses
+    assert measure.infidelity(scorer, X, weights, C).value < 1e-8
+    assert measure.infidelity(scorer, X, EXACT, C).value > 1e-3
+    for kind in "ns":
+        assert measure.ordering(scorer, X, EXACT, C, kind=kind).value == pytest.approx(
+            measure.ordering(scorer, X, EXACT, C, kind=kind, name="x").value)
+
+
+def test_proportionality_of_equal_scores_is_zero():
+    model, x = linear(), (1 / W[:3, 0])[None].astype(np.float32)
+    x = np.append(x, [[0.0]], 1).astype(np.float32)  # contributions 1, 1, 1, 0
+    scorer = measure.Scorer(model)
+    assert measure.proportionality(scorer, x, x * W[:, 0], 0, kind="n").value == pytest.approx(0, abs=1e-6)
+    assert measure.proportionality(scorer, x, x * W[:, 0] * [1, 2, 3, 1], 0, kind="n").value == pytest.approx(0, abs=1.0)
+
+
+def test_similarity_of_a_map_with_itself_and_with_its_negative():
+    m = np.random.default_rng(0).standard_normal((2, 1, 16, 16))
+    np.testing.assert_allclose(measure.ssim_flip(m, m).values, 1.0)
+    np.testing.assert_allclose(measure.ssim_flip(m, -m).values, 1.0, atol=1e-6)
+    other = np.random.default_rng(1).standard_normal((2, 1, 16, 16))
+    assert measure.ssim_flip(m, other).value < 0.5
+
+
+def test_pointing_boxes_and_sparseness():
+    m, box = np.zeros((1, 1, 4, 4)), np.zeros((4, 4), bool)
+    m[0, 0, 1, 1], m[0, 0, 3, 3], box[1, 1:3] = 5.0, 4.0, True
+    assert measure.pointing(m, box).value == 1.0
+    assert measure.bounding_box_accuracy(m, box).value == 0.5
+    assert np.isnan(measure.bounding_box_accuracy(m, np.ones((4, 4), bool)).value)
+    np.testing.assert_allclose(measure.grid_pointing(m, [0]).values, 5 / 9)
+    assert measure.sparseness(np.ones((1, 8))).value == pytest.approx(0)
+    assert measure.sparseness(np.eye(1, 8)).value == pytest.approx(1 - 1 / 8)
+
+
+def test_intervals_are_seeded_and_plain_data():
+    m = measure.Measure("m", np.arange(20.0), "median")
+    assert m.interval() == m.interval()
+    assert m.interval()[0] < m.value < m.interval()[1]
+    assert m.to_dict()["value"] == 9.5
+    assert np.isnan(measure.bootstrap(np.array([np.nan]))).all()
+
+
+def test_chains_of_positive_matrices_tend_to_rank_one():
+    rng = np.random.default_rng(2)
+    positive = measure.chain_convergence([rng.uniform(0, 1, (8, 8)) for _ in range(6)])
+    free = measure.chain_convergence([rng.standard_normal((8, 8)) for _ in range(6)])
+    assert positive[-1] > 1e4 > free[-1]
+
+
+def test_an_unknown_input_is_said():
+    with pytest.raises(graphattr.GraphattrError):
+        measure.Scorer(linear())({"z": X})
+
+
+@pytest.mark.skipif(not VECTORS.is_dir(), reason="the golden metrics (../shared/vectors) are not here")
+def test_golden_metrics(capsys):
+    assert check_metrics.main(VECTORS) == 0, capsys.readouterr().out
+
+
+@pytest.mark.skipif(not VECTORS.is_dir(), reason="the golden models (../shared/vectors) are not here")
+def test_randomisation_notices_what_the_gradient_sees():
+    x, model = np.load(VECTORS / "cnn2_100__metrics.npz")["x"], str(VECTORS / "cnn2_100.onnx")
+    cascade = measure.cascading_randomisation(model, x, "gradient")
+    again = measure.cascading_randomisation(model, x, "gradient")
+    assert cascade.layers[0] == "fc2"
+    assert [m.value for m in cascade.measures] == [m.value for m in again.measures]
+    relevance = measure.cascading_randomisation(model, x, "lrp.zplus")
+    assert relevance.measures[0].value > cascade.measures[0].value
+    assert measure.random_logit(model, x, "lrp.zplus").value > measure.random_logit(model, x, "gradient").value
