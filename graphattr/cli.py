@@ -92,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("operators", "operators and whether they have a derivative"),
     ):
         _command(commands, name, run_catalogue, what).set_defaults(catalogue=name)
-    demo = _command(commands, "demo", run_demo, "explain two photos with a real ImageNet model by five methods")
+    demo = _command(commands, "demo", run_demo, "explain two photos with a real ImageNet model by six methods")
     demo.add_argument("-o", "--out", metavar="DIR", default="demo-out", help="folder for the pictures (default: demo-out)")
     return parser
 

@@ -131,7 +131,7 @@ class Sheet:
         score, caption, method = self.a.scores[score_name][i], self._caption(i), self._method(score_name)
         photo, last = self.item.display, self.pre.layout == "NHWC"
         if score.ndim == 3 and (photo is not None or score.shape[0] in (1, 3, 4) or last):
-            channels_first = np.moveaxis(score, -1, 0) if last else score
+            channels_first = np.moveaxis(score, -1, 0) if last and score.shape[0] > 1 else score  # maps are (1, H, W)
             return panel(photo if i == 0 else None, channels_first, caption, method, reduction(method))
         signal, columns = self._signal(score_name, i), self._columns(score_name, i)
         if signal is not None:

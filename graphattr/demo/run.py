@@ -1,4 +1,4 @@
-"""The README's main job: two photos, one trained network, five methods, no download."""
+"""The README's main job: two photos, one trained network, six methods, no download."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from graphattr.preprocess import PRESETS, read_input
 LOW, HIGH = (0 - 127) / 128, (255 - 127) / 128                      # the darkest and brightest pixel after preprocessing
 METHODS: dict[str, dict[str, Any]] = {
     "gradient_x_input": {},
+    "dga": {},
     "guided_backprop": {},
     "lrp.epsilon_plus_flat": {},
     "lrp.epsilon_gamma_box": {"low": LOW, "high": HIGH},

@@ -13,7 +13,7 @@ FOR = ((255, 255, 255), (253, 219, 199), (244, 165, 130), (214, 84, 77), (170, 2
 AGAINST = ((255, 255, 255), (209, 229, 240), (146, 197, 222), (67, 147, 195), (33, 102, 172), (5, 48, 97))
 ONLY_FOR = ((255, 255, 255), (254, 232, 173), (253, 187, 99), (238, 100, 60), (178, 24, 62), (84, 6, 56))
 
-UNSIGNED = ("gradient", "smoothgrad", "vargrad", "guided_backprop", "deconvnet", "rectgrad")
+UNSIGNED = ("gradient", "smoothgrad", "vargrad", "guided_backprop", "guided_grad_cam", "deconvnet", "rectgrad")
 """Methods whose sign says how to change a pixel and not whether it speaks for the class."""
 
 

@@ -23,6 +23,10 @@ from tests.bench.nets import NAMES, network
 pytestmark = pytest.mark.bench
 WORKER = Path(__file__).with_name("worker.py")
 METHODS = {"gradient": "gradient", "lrp": "lrp.epsilon_plus_flat"}
+MANY = {  # methods and their parameters, and how many passes of the model that makes
+    "fullgrad.uniform": ({}, 1), "fullgrad": ({}, 1), "grad_cam": ({}, 1), "guided_grad_cam": ({}, 1),
+    "dga": ({"n_steps": 10}, 10), "rise": ({"n_samples": 20}, 20), "occlusion": ({"patch": 75, "stride": 50}, 16),
+}
 HEAVY = {"vgg19"}
 CASES = [
     pytest.param(n, b, marks=pytest.mark.slow if b > 1 or n in HEAVY else ())
@@ -91,6 +95,18 @@ def test_speed(name, batch, files, table):
                 f"{found[f'{m} cpu']:.0f} ms, forward {one:.0f} ms",
             )
         )
+
+
+@pytest.mark.parametrize("name", ["resnet50", "efficientnet_lite0"])
+def test_many_passes(name, files, table, tmp_path):
+    forward = files(name, 1)
+    for method, (params, passes) in MANY.items():
+        path = tmp_path / f"{method}.onnx"
+        graphattr.convert(forward, method, **params).save(path)
+        found = ask("speed", paths={"forward": str(forward), "all": str(path)}, batch=1, reps=3)
+        ratio = found["all"] / found["forward"] / passes
+        rest = f"{found['all']:.0f} ms, forward {found['forward']:.0f} ms"
+        table.append((f"{name} b1", f"{method}: time / forward", f"{ratio:.2f}", f"times {passes}", rest))
 
 
 @pytest.mark.parametrize(("name", "batch"), [c for c in CASES if c.values[0] in ("resnet50", "vgg19")])

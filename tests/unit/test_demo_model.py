@@ -69,6 +69,6 @@ def test_demo_leaves_what_it_promises(tmp_path, capsys):
     assert "espresso" in said.out
     assert "explaining" in said.err
     names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert names == {"grid.png", *(f"{p}.{m}.png" for p in ("cat", "coffee") for m in METHODS),
+    assert names == {"grid.png", "grid.cat.png", "grid.coffee.png", *(f"{p}.{m}.png" for p in ("cat", "coffee") for m in METHODS),
                      *(f"efficientnet_lite0.{m}.onnx" for m in METHODS)}
     assert all(str(n) in said.out.replace("\n", "") for n in names)
