@@ -27,6 +27,14 @@ MANY = {  # methods and their parameters, and how many passes of the model that 
     "fullgrad.uniform": ({}, 1), "fullgrad": ({}, 1), "grad_cam": ({}, 1), "guided_grad_cam": ({}, 1),
     "dga": ({"n_steps": 10}, 10), "rise": ({"n_samples": 20}, 20), "occlusion": ({"patch": 75, "stride": 50}, 16),
 }
+STEPS = 8
+STEPPED = {  # methods of many passes, and the one that they ask
+    "integrated_gradients": ({"n_steps": STEPS}, "gradient"),
+    "integrated_gradients of lrp": ({"n_steps": STEPS, "base": "lrp.epsilon_plus_flat"}, "lrp"),
+    "guided_ig": ({"n_steps": STEPS}, "gradient"),
+    "smoothgrad": ({"n_samples": STEPS}, "gradient"),
+    "vargrad": ({"n_samples": STEPS}, "gradient"),
+}
 HEAVY = {"vgg19"}
 CASES = [
     pytest.param(n, b, marks=pytest.mark.slow if b > 1 or n in HEAVY else ())
@@ -68,7 +76,9 @@ def files(tmp_path_factory):
             if method is None:
                 onnx.save(network(name, batch), made[key])
             else:
-                graphattr.convert(path(name, batch), METHODS[method], lowering=lowering).save(made[key])
+                params = STEPPED[method][0] if method in STEPPED else {}
+                chosen = METHODS.get(method, method.split()[0])
+                graphattr.convert(path(name, batch), chosen, lowering=lowering, **params).save(made[key])
         return made[key]
 
     return path
@@ -107,6 +117,25 @@ def test_many_passes(name, files, table, tmp_path):
         ratio = found["all"] / found["forward"] / passes
         rest = f"{found['all']:.0f} ms, forward {found['forward']:.0f} ms"
         table.append((f"{name} b1", f"{method}: time / forward", f"{ratio:.2f}", f"times {passes}", rest))
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2"])
+def test_steps(name, files, table):
+    """What a step costs, in forward passes, and over the one pass that it makes."""
+    paths = {"forward": files(name, 1)} | {m: files(name, 1, m) for m in (*METHODS, *STEPPED)}
+    found = ask("speed", paths={k: str(v) for k, v in paths.items()}, batch=1, reps=5)
+    one = found["forward"]
+    for m, (_, base) in STEPPED.items():
+        step = (found[m] - one) / STEPS
+        table.append(
+            (
+                f"{name} b1",
+                f"{m}: a step / forward",
+                f"{step / one:.2f}",
+                f"a step / {base} {step / found[base]:.2f}",
+                f"{found[m]:.0f} ms for {STEPS} steps, {base} {found[base]:.0f} ms, forward {one:.0f} ms",
+            )
+        )
 
 
 @pytest.mark.parametrize(("name", "batch"), [c for c in CASES if c.values[0] in ("resnet50", "vgg19")])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -343,3 +346,35 @@ def test_a_method_that_asks_itself(tmp_path):
     path.write_text(f'procedure = "smoothgrad"\n[with]\nbase = "{path}"\n', encoding="utf-8")
     with pytest.raises(MethodError, match="asks itself"):
         graphattr.convert(mlp(), str(path))
+
+
+# -- memory -------------------------------------------------------------------------------------------------------
+PEAK = """
+import sys
+import numpy as np, onnxruntime as ort
+options = ort.SessionOptions()
+options.intra_op_num_threads, options.log_severity_level = 1, 3
+session = ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+session.run(None, {"x": np.ones((8, 3, 96, 96), np.float32)})
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+def wide():
+    nodes = [node("Conv", "x w", "c", "first", pads=[1] * 4), node("Relu", "c", "r", "relu"),
+             node("Conv", "r v", "d", "second", pads=[1] * 4), node("Relu", "d", "s", "relu2"),
+             node("GlobalAveragePool", "s", "p"), node("Flatten", "p", "f"), node("Gemm", "f u", "y", "head")]
+    weights = {"w": array(16, 3, 3, 3), "v": array(16, 16, 3, 3, seed=1), "u": array(16, 3, seed=2)}
+    return model(nodes, {"x": ["N", 3, 96, 96]}, {"y": ["N", 3]}, weights)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from /proc")
+@pytest.mark.parametrize(("method", "steps"), [("integrated_gradients", "n_steps"), ("guided_ig", "n_steps"),
+                                               ("smoothgrad", "n_samples"), ("vargrad", "n_samples")])
+def test_memory_does_not_grow_with_the_steps(method, steps, tmp_path):
+    peaks = []
+    for n in (4, 40):
+        path = graphattr.convert(wide(), method, 1, **{steps: n}).save(tmp_path / f"{n}.onnx")
+        done = subprocess.run([sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout))
+    assert peaks[1] < 1.05 * peaks[0], peaks  # maps of all steps would add 32 MB
