@@ -82,7 +82,7 @@ class Job:
                 gone, name = name, self.removed[name]
             raise TargetError(f"tensor {gone!r} was folded away when the graph was made canonical; use its successor {name!r}")
         raise TargetError(f"there is no layer or tensor {name!r} between {', '.join(map(self.name_of, self.xs))} and "
-                          f"{self.name_of(self.y)}{did_you_mean(name, known)}")
+                          f"{self.name_of(self.y)}{did_you_mean(name, known)} (`graphattr inspect` lists the layers)")
 
     def gradients(self, wrt: Sequence[Value], seed: Value | None = None) -> list[Value]:
         """d s / d v for tensors of this graph; zeros where s does not depend on one."""

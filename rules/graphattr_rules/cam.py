@@ -54,8 +54,8 @@ def activation_map(job: Job, x: Value, layer: str, method: str) -> Value:
 def last_convolution(job: Job, x: Value, method: str) -> Value:
     """What the last convolution over more than one pixel makes, behind the normalisation and activation that only it feeds."""
     path = job.graph.between([x], [job.y])
-    found = [layer for layer in path if layer.kind == "linear" and layer.op == "Conv" and layer.y.shape is not None
-             and any(d != 1 for d in layer.y.shape[2:])]
+    found = [layer for layer in path if layer.kind == "linear" and layer.op == "Conv" and layer.y is not job.y
+             and any(d != 1 for d in (layer.y.shape or ())[2:])]
     if not found:
         raise MethodError(f"{method}: there is no convolution between {job.name_of(x)!r} and {job.name_of(job.y)!r}; "
                           "name a layer of pictures with layer=, or choose another method")

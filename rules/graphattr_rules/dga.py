@@ -38,7 +38,7 @@ def dga(job: Job, *, local: MethodName = MethodName("fullgrad.uniform"), n_steps
 def kept_share(g: Graph, m: Value, weak: Value, strong: Value, t: Value) -> Value:
     """t [|m| > weak] + (1 - t) [m < strong]."""
     axes = list(range(2, m.rank))
-    weak, strong = (g.Unsqueeze(v, axes) if axes else v for v in (weak, strong))
+    weak, strong = (g.Squeeze(v, [1]) if m.rank == 1 else g.Unsqueeze(v, axes) if axes else v for v in (weak, strong))
     return g.Where(g.Abs(m) > weak, t, 0.0) + g.Where(m < strong, 1.0 - t, 0.0)
 
 

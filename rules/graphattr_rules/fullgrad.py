@@ -41,7 +41,7 @@ def map_of(job: Job, x: Value) -> Value:
                for _, inner in body.walk()):
             raise MethodError(f"fullgrad cannot see the biases inside {layer.name!r} ({layer.op}); use fullgrad.uniform, "
                               "which counts all of them")
-    behind = [layer for layer in path if layer.y.rank == 4 and layer.y.is_float and has_constant(layer)]
+    behind = [layer for layer in path if layer.y.rank == 4 and layer.x.is_float and layer.y.is_float and has_constant(layer)]
     dx, *dys = job.gradients([x, *(layer.y for layer in behind)])
     own, sizes = psi(g, x * dx, next(a for a in (1, 2, 3) if a not in axes)), sizes_of(g, x, axes)
     alike: dict[Any, list[Value]] = {}  # maps of one size are summed before they are resized

@@ -12,7 +12,7 @@ from graphattr.errors import MethodError
 from graphattr.rule import SIGMA, Baselines, Graph, Job, References, Value, procedure
 
 from .noise import P, key_of, uniform
-from .spatial import pixel_axes, sizes_of
+from .spatial import is_table, pixel_axes, sizes_of
 
 Weight = Literal["softmax", "sigmoid", "score"]
 Patch = int | Sequence[int] | None
@@ -40,8 +40,10 @@ def rise(
     starts = [zeros(job.g, x, a) for x, a in zip(xs, axes, strict=True)]
 
     def step(body: Graph, i: Value, sums: list[Value]) -> list[Value]:
+        keys = [key_of(body, i, random_state, stream) for stream in range(len(xs))]
         masks = [
-            mask(body, x, a, key_of(body, i, random_state, k), cells, p) for k, (x, a) in enumerate(zip(xs, axes, strict=True))
+            table_mask(body, x, k, p) if is_table(job, x) else mask(body, x, a, k, cells, p)
+            for x, a, k in zip(xs, axes, keys, strict=True)
         ]
         here = job.at(body, [x * m for x, m in zip(xs, masks, strict=True)])
         w = weight_of(here, weight)
@@ -51,12 +53,15 @@ def rise(
     return [whole(job.g, s * (1.0 / (n_samples * p)), x) for s, x in zip(made, xs, strict=True)]
 
 
+def table_mask(g: Graph, x: Value, key: Value, p: float) -> Value:
+    """Ones for random features, (1, F)."""
+    drawn = uniform(g, g.Range(0, g.Gather(g.shape(x), 1), 1), key)
+    return g.Unsqueeze(g.CastLike(drawn < round(p * P), x), [0])
+
+
 def mask(g: Graph, x: Value, axes: list[int], key: Value, cells: int, p: float) -> Value:
     """A random mask that broadcasts against x: a grid of zeros and ones, enlarged by one cell more than x has, cut at random."""
     limit = round(p * P)
-    if x.rank == 2:
-        drawn = uniform(g, g.Range(0, g.Gather(g.shape(x), 1), 1), key)
-        return g.Unsqueeze(g.CastLike(drawn < limit, x), [0])
     d, sizes = len(axes), sizes_of(g, x, axes)
     drawn = uniform(g, g.Range(0, cells**d + d, 1), key)
     grid = g.CastLike(g.Slice(drawn, [0], [cells**d]) < limit, x)
@@ -111,7 +116,7 @@ def windows(job: Job, x: Value, patch: Patch, stride: Patch) -> list[Window]:
     g, axes, found = job.g, pixel_axes(job, x), []
     for axis, wide, apart in zip(axes, per_axis("patch", patch, axes), per_axis("stride", stride, axes), strict=True):
         size = g.Gather(g.shape(x), axis)
-        wide = wide or int(x.rank == 2)
+        wide = wide or int(is_table(job, x))
         width = g.const(wide, "int64") if wide else (size + 7) / 8
         step = g.const(apart, "int64") if apart else (width + 1) / 2
         if isinstance(width.content, int) and isinstance(step.content, int) and step.content > width.content:

@@ -15,7 +15,8 @@ def pixel_axes(job: Job, x: Value) -> list[int]:
     of it says that channels are last.
     """
     if x.rank < 2:
-        raise MethodError(f"{job.name_of(x)!r} has {x.rank} axes; behind that of the samples there must be one to hide parts of")
+        raise MethodError(f"{job.name_of(x)!r} has {x.rank} axes; behind that of the samples there must be one to hide parts of: "
+                          "choose other tensors with wrt")
     last_first = [0, x.rank - 1, *range(1, x.rank - 1)]
     same = {x}
     for layer in job.graph.between([x], [job.y]):
@@ -28,6 +29,18 @@ def pixel_axes(job: Job, x: Value) -> list[int]:
         elif layer.kind == "linear" and layer.op.startswith("Conv"):
             return list(range(2, x.rank))
     return [1] if x.rank < 4 else list(range(2, x.rank))
+
+
+def is_table(job: Job, x: Value) -> bool:
+    """Whether x is rows of features: (N, F), and no signal that a convolution reads behind an Unsqueeze or Reshape."""
+    same = {x}
+    for layer in job.graph.between([x], [job.y]):
+        if all(v in same for v in layer.xs):
+            if layer.kind in (*ELEMENTWISE, "structure"):
+                same.update(layer.ys)
+            elif layer.kind == "linear" and layer.op.startswith("Conv"):
+                return False
+    return x.rank == 2
 
 
 def picture_axes(job: Job, x: Value, method: str) -> list[int]:

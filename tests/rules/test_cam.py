@@ -122,3 +122,17 @@ def test_a_layer_before_the_attributed_tensor_is_none():
     names = [l.output for l in c.net.layers if l.kind == "act"]
     with pytest.raises(TargetError, match=f"no layer or tensor '{names[0]}' between {names[1]} and"):
         engine.session(c.model, "grad_cam", wrt=[names[1]], layer=names[0])
+
+
+def test_a_convolution_that_makes_the_scores_is_no_feature_map():
+    """A segmenter's last convolution but one is taken."""
+    b = zoo.Build(60, 3, 6, 6, out=4)
+    last = b.relu(b.conv("x", 3, 5, pads=[1] * 4))
+    y = b.conv(last, 5, 4, (1, 1))
+    ends = [onnx.helper.make_tensor_value_info(n, 1, ["N", k, 6, 6]) for n, k in (("x", 3), (y, 4))]
+    graph = onnx.helper.make_graph(b.nodes, "segmenter", ends[:1], ends[1:], b.init)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    x = np.random.default_rng(0).standard_normal((2, 3, 6, 6)).astype(np.float32)
+    default = engine.attribute(model, x, [40, 100], "grad_cam", upsample=False)["x"]
+    near(default, engine.attribute(model, x, [40, 100], "grad_cam", upsample=False, layer=last)["x"])
+    assert default.any()

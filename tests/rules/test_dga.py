@@ -109,6 +109,16 @@ def test_errors(params, text):
         engine.session(zoo.case("cnn").model, "dga", **params)
 
 
+def test_one_number_per_sample():
+    """(N,), made a column by the model: its one entry is at every quantile, so that it is gone after the first step."""
+    b = zoo.Build(70, out=3)
+    model = b.done(b.gemm(b.relu(b.gemm(b.op("Unsqueeze", "x", b.ints(1)), 1, 6)), 6, 3))
+    x, target = np.array([0.5, -1.5, 2.0, 0.1], np.float32), np.array([0, 1, 2, 0])
+    one = engine.attribute(model, x, target, "fullgrad.uniform")["x"]
+    none = engine.attribute(model, 0 * x, target, "fullgrad.uniform")["x"]
+    near(engine.attribute(model, x, target, "dga", n_steps=2, q=1.0)["x"], (np.maximum(one, 0) + np.maximum(none, 0)) / 2)
+
+
 # -- quantiles ----------------------------------------------------------------------------------------------------
 def quantiles(rows, top, bottom, static):
     g = Graph(17)

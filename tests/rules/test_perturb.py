@@ -267,6 +267,26 @@ def test_a_token_is_hidden_once():
     np.testing.assert_allclose(found, held[:, :, 0], rtol=1e-5, atol=1e-7)
 
 
+def test_a_signal_without_channels_is_no_table():
+    """(N, T) that a convolution reads behind an Unsqueeze is hidden in pieces, as (N, 1, T) is."""
+    b = zoo.Build(51, 24, out=3)
+    wide = b.op("Unsqueeze", "x", b.ints(1))
+    model = b.head(b.relu(b.conv(wide, 1, 4, (5,), strides=[2])), 40)
+    x, target = np.random.default_rng(1).standard_normal((2, 24)).astype(np.float32), [0, 1]
+    held = engine.attribute(model, x, target, "occlusion", wrt=["x", wide])
+    near(held["x"], held[wide][:, 0])
+    near(held["x"], occlusion(model, x, [1], target, [3], [2]))
+    held = engine.attribute(model, x, target, "rise", wrt=["x", wide], n_samples=9)
+    near(held["x"], held[wide][:, 0])
+
+
+@pytest.mark.parametrize(("method", "params"), [("rise", "n_samples"), ("dga", "n_steps")])
+def test_files_and_memory_do_not_grow_with_the_number_of_passes(method, params):
+    few, many = (graphattr.convert(zoo.case("cnn").model, method=method, **{params: n}).model for n in (2, 200))
+    assert [n.op_type for n in few.graph.node] == [n.op_type for n in many.graph.node]
+    assert abs(few.ByteSize() - many.ByteSize()) < 100
+
+
 @pytest.mark.parametrize("method", ["occlusion", "rise", "dga", "grad_cam"])
 def test_inspect_says_what_would_run(method):
     report = graphattr.inspect(zoo.case("cnn").model, method=method)
