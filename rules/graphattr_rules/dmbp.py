@@ -14,12 +14,11 @@ import numpy as np
 from graphattr.errors import MethodError
 from graphattr.rule import Found, Graph, Job, Layer, Out, Site, Value, per_sample_sum, procedure, pullback, total
 
-LINEAR = {"linear", "sum", "mean", "shift", "scale", "batchnorm", "maxpool", "structure"}
-POWERS = {"ReduceL1", "ReduceL2"}  # of kind mean, and not linear
+from .piecewise import check, dot, offset, sources
+
 FIRST = 2.0  # |theta| where both passes agree at the start
 B1, B2, TINY = 0.9, 0.999, 1e-8
 
-Pair = tuple[Value, Value]  # of the positive and of the negative pass
 Arrived = Mapping[Value, Sequence[Value]]  # what both passes bring to each tensor
 
 
@@ -58,7 +57,7 @@ def dmbp(
     found = job.repeat(n_steps, [*thetas, *moments], step)
     arrived = net.passes(job.g, found[: len(thetas)])
     loss, *parts = net.loss(job.g, arrived)
-    maps = [[x * r for r in arrived[x]] for x in job.xs]
+    maps = [[x * r for r in arrived.get(x, (0.0, 0.0))] for x in job.xs]  # none arrives at what y does not depend on
     result = Found([positive + negative for positive, negative in maps])
     if extras:
         curve = [*found[len(thetas) + len(moments) :], job.g.Unsqueeze(loss, [0])]
@@ -70,15 +69,16 @@ def dmbp(
 
 
 def corrections(n: int, lr: float) -> tuple[np.ndarray, np.ndarray]:
-    """(step size / (1 - b1^t), 1 / sqrt(1 - b2^t)) for t = 1 .. n."""
+    """(factor of m, what is added to sqrt v) for t = 1 .. n, where m and v are the plain sums b^(t-k) d_k and b^(t-k) d_k^2."""
     t = np.arange(1, n + 1)
-    return lr / (1 - B1**t), 1 / np.sqrt(1 - B2**t)
+    root = np.sqrt((1 - B2) / (1 - B2**t))
+    return lr * (1 - B1) / (1 - B1**t) / root, TINY / root
 
 
-def adam(g: Graph, t: Value, d: Value, m: Value, v: Value, rate: Value, root: Value) -> tuple[Value, Value, Value]:
+def adam(g: Graph, t: Value, d: Value, m: Value, v: Value, rate: Value, tiny: Value) -> tuple[Value, Value, Value]:
     """(theta, m, v) behind a step of Adam. Kingma and Ba 2015."""
-    m, v = B1 * m + (1 - B1) * d, B2 * v + (1 - B2) * (d * d)
-    return t - rate * m / (root * g.Sqrt(v) + TINY), m, v
+    m, v = B1 * m + d, B2 * v + d * d
+    return t - rate * m / (g.Sqrt(v) + tiny), m, v
 
 
 @dataclass(frozen=True)
@@ -131,15 +131,16 @@ class Net:
 
     def loss(self, g: Graph, arrived: Arrived) -> tuple[Value, Value, Value, Value]:
         """(y- - y+ + |rest - y+ - y-|, y+, y-, rest - y+ - y-), each (N)."""
-        up, down = (
-            total(g, [*(per_sample_sum(g, x * arrived[x][i]) for x in self.entering),
-                      *(dot(g, layer, arrived[layer.y][i], c) for layer, c in self.added)])
-            for i in range(2)
-        )
-        assert up is not None
-        assert down is not None
+        up, down = self.gain(g, arrived, 0), self.gain(g, arrived, 1)
         nuisance = self.rest - up - down
         return down - up + g.Abs(nuisance), up, down, nuisance
+
+    def gain(self, g: Graph, arrived: Arrived, i: int) -> Value:
+        """x . dy/dx + sum b . dy/db of one pass."""
+        parts = [per_sample_sum(g, x * arrived[x][i]) for x in self.entering]
+        found = total(g, parts + [dot(g, layer, arrived[layer.y][i], c) for layer, c in self.added])
+        assert found is not None
+        return found
 
 
 def masked(g: Graph, rs: Sequence[Value], theta: Value, slope: Value) -> list[Value]:
@@ -153,60 +154,14 @@ def per_channel(g: Graph, v: Value) -> Value:
     return g.ReduceSum(v, list(range(2, v.rank)), keepdims=1) if v.rank > 2 else v
 
 
-def dot(g: Graph, layer: Layer, r: Value, c: Value) -> Value:
-    """r . c per sample; a convolution's bias meets r summed over space."""
-    if layer.nodes[0].op in ("Conv", "ConvTranspose"):
-        return per_sample_sum(g, g.ReduceSum(r, list(range(2, r.rank)), keepdims=0) * g.Reshape(c, [-1]))
-    return per_sample_sum(g, r * c)
-
-
-def offset(site: Site) -> Value | None:
-    """What a layer adds whatever its data is: a bias, or the layer at zero; None where there is nothing."""
-    layer = site.layer
-    if layer.kind == "linear":
-        return layer.b
-    constants = [v for v in layer.nodes[0].inputs if v is not None and v.is_float and v not in layer.xs]
-    return site.at_zero() if layer.kind in ("shift", "batchnorm", "structure") and constants else None
-
-
 def below_rectifiers(job: Job) -> set[Value]:
-    """The tensors that reach the output through some rectifier; MethodError where DMBP cannot be said of a layer."""
+    """The tensors that reach the output through some rectifier; MethodError for a network that is not piecewise linear."""
     below, seen = set[Value](), False
     for layer in reversed(job.path):
-        check(layer)
+        check(job, layer, "dmbp")
         seen = seen or layer.kind == "relu"
         if layer.kind == "relu" or any(y in below for y in layer.ys):
             below.update(layer.xs)
     if not seen:
         raise MethodError("dmbp masks rectifiers, and there is none between what is attributed to and the explained output")
     return below
-
-
-def sources(job: Job) -> list[Value]:
-    """What the path reads and does not make."""
-    made = {y for layer in job.path for y in layer.ys}
-    return list(dict.fromkeys(x for layer in job.path for x in layer.xs if x not in made))
-
-
-def check(layer: Layer) -> None:
-    """MethodError for a layer that is neither affine, nor a rectifier max(x, 0), nor a maximum."""
-    affine = layer.kind in LINEAR and not layer.tail and layer.op not in POWERS
-    if not affine and not is_relu(layer):
-        raise MethodError(
-            f"dmbp needs a network of linear layers, rectifiers max(x, 0) and max pooling, and layer {layer.name!r} (operator "
-            f"{layer.op}, kind {layer.kind}) on the path is none of these; attribute to a tensor behind it "
-            f"(such as wrt=[{layer.y.name!r}], --wrt {layer.y.name}), or choose another method"
-        )
-
-
-def is_relu(layer: Layer) -> bool:
-    """max(x, 0): Relu, Clip from 0 up, Max with 0."""
-    inputs = layer.nodes[0].inputs
-    if layer.op == "Clip":
-        return len(inputs) > 1 and vanishes(inputs[1]) and not any(inputs[2:])
-    return layer.op == "Relu" or (layer.op == "Max" and all(vanishes(v) for v in inputs if v not in layer.xs))
-
-
-def vanishes(v: Value | None) -> bool:
-    """Whether v is a constant of zeros."""
-    return v is not None and v.data is not None and not v.data.any()
