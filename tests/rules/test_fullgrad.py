@@ -168,23 +168,81 @@ def test_channels_last():
     near(engine.attribute(model, x, c.target, "fullgrad")["x"], fullgrad(c.net, c.target), 5e-4)
 
 
-def test_norms_and_biases_written_out():
-    """A GroupNormalization in pieces adds its shift; LayerNormalization in one node its B."""
+def normalised(b, x, scale, shift, spelling):
+    """Layer normalisation over the channels."""
+    if spelling == "node":
+        return b.op("LayerNormalization", x, b.const(scale), b.const(shift), axis=1)
+    axes = [1, 2, 3]
+    centred = b.op("Sub", x, b.op("ReduceMean", x, axes=axes))
+    variance = b.op("ReduceMean", b.op("Mul", centred, centred), axes=axes)
+    root = b.op("Sqrt", b.op("Add", variance, b.const(np.float32(1e-5))))
+    return b.op("Add", b.op("Mul", b.op("Div", centred, root), b.const(scale)), b.const(shift))
+
+
+@pytest.mark.parametrize("spelling", ["node", "pieces"])
+def test_norms_add_their_shift(spelling):
     rng = np.random.default_rng(3)
     b = zoo.Build(41, 3, 6, 6)
-    shift = rng.standard_normal((4, 1, 1)).astype(np.float32)
-    h = b.conv("x", 3, 4)
-    scale = b.const(np.ones((4, 4, 4), np.float32))
-    h = b.op("LayerNormalization", h, scale, b.const(np.broadcast_to(shift, (4, 4, 4)).copy()), axis=1)
-    model = b.head(b.op("GlobalAveragePool", h), 4)
+    scale, shift = (rng.standard_normal((4, 4, 4)).astype(np.float32) for _ in range(2))
+    h = normalised(b, b.conv("x", 3, 4), scale, shift, spelling)
+    model = b.head(b.op("GlobalAveragePool", b.relu(h)), 4)
     x, target = rng.standard_normal((2, 3, 6, 6)).astype(np.float32), np.array([1, 2])
     found = engine.attribute(model, x, target, "fullgrad", wrt=["x", h])
     gradient = engine.attribute(model, x, target, "gradient", wrt=["x", h, "conv0"])
-    norm = enlarged(psi(shift * gradient[h]), (6, 6)).sum(1, keepdims=True)
-    bias = np.array([v for t in model.graph.initializer if t.name == model.graph.node[0].input[2]
-                     for v in numpy_helper.to_array(t)]).reshape(-1, 1, 1)
-    conv = enlarged(psi(bias * gradient["conv0"]), (6, 6)).sum(1, keepdims=True)
-    near(found["x"], psi(x * gradient["x"]).sum(1, keepdims=True) + norm + conv)
+    bias = next(numpy_helper.to_array(t) for t in model.graph.initializer if t.name == model.graph.node[0].input[2])
+    added = [shift * gradient[h], bias.reshape(-1, 1, 1) * gradient["conv0"]]
+    near(found["x"], psi(x * gradient["x"]).sum(1, keepdims=True)
+         + sum(enlarged(psi(v), (6, 6)).sum(1, keepdims=True) for v in added))
+
+
+def test_smooth_activations_add_what_their_tangent_leaves():
+    """Tanh, Softplus and x sigmoid(x) in two nodes: f(z) - f'(z) z, each resized to the input."""
+    rng = np.random.default_rng(4)
+    b = zoo.Build(42, 3, 8, 8)
+    h = b.op("Softplus", b.conv(b.op("Tanh", b.conv("x", 3, 4)), 4, 5, strides=[2, 2]))
+    z = b.conv(h, 5, 6, (1, 1))
+    y = b.op("Mul", z, b.op("Sigmoid", z))
+    model = b.head(b.op("GlobalAveragePool", y), 6)
+    x, target = rng.standard_normal((2, 3, 8, 8)).astype(np.float32), np.array([1, 2])
+    net = Net(model, x)
+    gradients = methods.explain(net, "gradient", target)
+    want = psi(x * gradients["x"]).sum(1, keepdims=True)
+    for name, bias in biases(net, gradients):
+        if bias.ndim == 4 and not name.startswith("sigmoid"):
+            want = want + enlarged(psi(bias), (8, 8)).sum(1, keepdims=True)
+    v, s = net.values[z], 1 / (1 + np.exp(-net.values[z]))
+    want = want + enlarged(psi((v * s - (s + v * s * (1 - s)) * v) * gradients[y]), (8, 8)).sum(1, keepdims=True)
+    near(engine.attribute(model, x, target, "fullgrad")["x"], want)
+    whole = engine.attribute(model, x, target, "fullgrad.uniform")["x"]
+    np.testing.assert_allclose(whole.sum((1, 2, 3)), scores(net, target), rtol=1e-5)
+
+
+def test_biases_in_a_loop_are_refused_by_name():
+    b = zoo.Build(43, 3, 6, 6)
+    w, bias = b.weight(3, 3, 3, 3, spread=0.2), b.weight(3)
+    state = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 3, 6, 6]) for n in ("h", "after")]
+    step = [helper.make_tensor_value_info("i", TensorProto.INT64, []), helper.make_tensor_value_info("go", TensorProto.BOOL, [])]
+    stay = helper.make_tensor_value_info("stay", TensorProto.BOOL, [])
+    nodes = [helper.make_node("Conv", ["h", w, bias], ["made"], pads=[1] * 4), helper.make_node("Relu", ["made"], ["after"]),
+             helper.make_node("Identity", ["go"], ["stay"])]
+    body = helper.make_graph(nodes, "body", [*step, state[0]], [stay, state[1]])
+    looped = b.op("Loop", b.const(np.int64(3)), b.const(np.bool_(True)), "x", body=body)
+    model = b.head(b.op("GlobalAveragePool", looped), 3)
+    with pytest.raises(MethodError, match=r"cannot see the biases inside 'loop0'.*use fullgrad\.uniform"):
+        engine.session(model, "fullgrad")
+    x = np.random.default_rng(0).standard_normal((2, 3, 6, 6)).astype(np.float32)
+    found = engine.attribute(model, x, [0, 3], "fullgrad.uniform")
+    y = next(v for k, v in found.items() if k.startswith("gemm"))
+    np.testing.assert_allclose(found["x"].sum((1, 2, 3)), y[[0, 1], [0, 3]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["fullgrad", "fullgrad.uniform", "grad_cam", "guided_grad_cam"])
+def test_a_batch_is_its_samples_one_by_one(method):
+    c = zoo.case("residual")
+    explainer = engine.session(c.model, method)
+    whole = engine.run(explainer, c.x, target=c.target)["x"]
+    for i in range(3):
+        near(engine.run(explainer, c.x[i:i + 1], target=c.target[i:i + 1])["x"], whole[i:i + 1], 1e-6)
 
 
 def halved(model):
