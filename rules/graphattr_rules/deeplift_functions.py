@@ -9,6 +9,10 @@ from graphattr.rule import Flow, Flows, Graph, Layer, Pair, Site, Value, rule, s
 from .deeplift_parts import Parts, changes, either, inside, parts
 
 TAU = 1e-7  # a change smaller than this is none
+NEAR = 0.1  # from here down two derivatives say the mean slope of an analytic function better than rounded values of it do
+GAUSS = 0.5 / 3**0.5
+ANALYTIC = {"Sigmoid", "Tanh", "Exp", "Erf", "Softplus", "Gelu", "Swish", "Mish", "Sin", "Cos", "Atan", "Sinh", "Cosh", "Asinh"}
+ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Neg", "Cast"}
 FUNCTIONS = {"relu", "smooth"}
 # One part of a change may lead out of where these are defined; levels are no numbers to add parts to.
 LIMITED = {"Log", "Sqrt", "Pow", "Reciprocal", "Div", "Asin", "Acos", "Acosh", "Atanh", "Tan", "Mod", "QuantizeLinear",
@@ -32,9 +36,16 @@ def rescale_changes(g: Graph, layer: Site, **params: Any) -> Sequence[Parts]:
 def ratio(g: Graph, layer: Site) -> Value:
     """(f - f0) / (z - z0), or f'(z0)."""
     alone(layer)
-    (z, y), (z0, y0) = (layer.x, layer.y), (layer.reference(layer.x), layer.reference(layer.y))
+    z0, y0, op = layer.reference(layer.x), layer.reference(layer.y), layer.layer.op
+    if is_analytic(layer):
+        return secant(g, layer, (z0, y0), (layer.x, layer.y))
+    if op == "Sqrt":  # a - b = (sqrt a - sqrt b) (sqrt a + sqrt b), and the like: no difference, no rounding
+        whole = layer.y + y0
+        return g.Where(whole > 0.0, 1.0 / g.Where(whole > 0.0, whole, 1.0), 0.0)
+    if op in ("Reciprocal", "Div"):
+        return -layer.y / z0
     slope = layer.slope(z0)
-    d, e = number(g, z, slope) - number(g, z0, slope), number(g, y, slope) - number(g, y0, slope)
+    d, e = (number(g, v, slope) - number(g, v0, slope) for v, v0 in ((layer.x, z0), (layer.y, y0)))
     steep = g.Abs(d) >= TAU
     return g.Where(steep, e / g.Where(steep, d, 1.0), slope)
 
@@ -42,6 +53,15 @@ def ratio(g: Graph, layer: Site) -> Value:
 def number(g: Graph, v: Value, like: Value) -> Value:
     """v; levels of a quantiser as numbers."""
     return v if v.is_float else g.CastLike(v, like)
+
+
+def is_analytic(layer: Site) -> bool:
+    """Whether the function has no kink and no pole, and is curved on a scale of about 1."""
+    powers = [n.inputs[1] for n in layer.layer.nodes if n.op == "Pow"]
+    exponents = [None if p is None else p.data for p in powers]
+    whole = all(k is not None and bool((k == k.round()).all() and (k > 0).all()) for k in exponents)
+    ops = {n.op for n in layer.layer.nodes} - {"Pow"}
+    return whole and bool(ops & ANALYTIC) and ops <= ANALYTIC | ARITHMETIC
 
 
 def alone(layer: Site) -> None:
@@ -77,15 +97,19 @@ def reveal_cancel_changes(g: Graph, layer: Site) -> Sequence[Parts]:
 
 
 def corners(g: Graph, layer: Site) -> list[tuple[Value, Value]]:
-    """(z, f(z)) at the input, at the reference, at the reference and d+, at the reference and d-."""
-    z, z0 = layer.x, layer.reference(layer.x)
-    elsewhere = [z0 + d for d in parts(g, layer, z)]
-    return [(z, layer.y), (z0, layer.reference(layer.y)), *((v, layer.at({z: v})) for v in elsewhere)]
+    """(z, f(z)) at z0 + d+ + d- (the input, but for maxima that pass the winner's change only), z0, z0 + d+ and z0 + d-."""
+    z0, (rise, fall) = layer.reference(layer.x), parts(g, layer, layer.x)
+    elsewhere = [(v, layer.at({layer.x: v})) for v in (z0 + (rise + fall), z0 + rise, z0 + fall)]
+    return [elsewhere[0], (z0, layer.reference(layer.y)), *elsewhere[1:]]
 
 
 def secant(g: Graph, layer: Site, p: tuple[Value, Value], q: tuple[Value, Value]) -> Value:
     """The mean slope of f from p to q; where they are one point, or rounding leaves no distance, the slope just right of it."""
     d, size = q[0] - p[0], g.Abs(p[0])
+    if is_analytic(layer):
+        far, middle = g.Abs(d) >= NEAR, p[0] + d * 0.5
+        mean = (layer.slope(middle - d * GAUSS) + layer.slope(middle + d * GAUSS)) * 0.5
+        return g.Where(far, (q[1] - p[1]) / g.Where(far, d, 1.0), mean)
     steep = g.Abs(d) >= TAU + 1e-6 * size
     return g.Where(steep, (q[1] - p[1]) / g.Where(steep, d, 1.0), layer.slope(p[0] + (TAU + 1e-6 * size)))
 

@@ -3,7 +3,7 @@
 from graphattr.errors import UnsupportedOp
 from graphattr.rule import Flow, Flows, Graph, Out, Site, Value, reduction, rule
 
-from .deeplift_functions import TAU
+from .deeplift_functions import NEAR
 from .deeplift_parts import change, changes, inside, steady, through, through_changes
 
 
@@ -47,9 +47,9 @@ def softmax(g: Graph, layer: Site, r: Value) -> Value:
 def log_softmax(g: Graph, layer: Site, r: Value) -> Value:
     """u - log sum e, e = exp(u): m_u = m - k sum m times the ratio of the logarithm."""
     k, (q, q0), axis = exponentials(g, layer)
-    d = 1.0 / q - 1.0 / q0
-    moves = g.Abs(d) >= TAU
-    log = g.Where(moves, g.Log(q0 / q) / g.Where(moves, d, 1.0), q0)
+    d, t = 1.0 / q - 1.0 / q0, (q0 - q) / (q0 + q)
+    far, series = g.Abs(t) >= NEAR, (t * t * (t * t * 0.2 + 1.0 / 3.0) + 1.0) * 2.0 / (1.0 / q + 1.0 / q0)
+    log = g.Where(far, g.Log(q0 / q) / g.Where(far, d, 1.0), series)
     return r - k * log * g.ReduceSum(r, [axis], keepdims=1)
 
 
@@ -58,8 +58,9 @@ def exponentials(g: Graph, layer: Site) -> tuple[Value, tuple[Value, Value], int
     u, u0, axis = layer.x, layer.reference(layer.x), layer.layer.nodes[0].attrs.get("axis", -1)
     top = g.Max(*(reduction(g, "ReduceMax", v, [axis]) for v in (u, u0)))
     e, e0, d = g.Exp(u - top), g.Exp(u0 - top), change(layer, u)
-    moves = g.Abs(d) >= TAU  # not where both are -inf
-    k = g.Where(moves, (e - e0) / g.Where(moves, d, 1.0), e0)
+    d = g.Where(g.IsNaN(d), 0.0, d)  # both are -inf
+    far, near = g.Abs(d) >= NEAR, g.Exp((u + u0) * 0.5 - top) * (d * d * (1.0 / 24.0) + 1.0)
+    k = g.Where(far, (e - e0) / g.Where(far, d, 1.0), near)
     return k, (1.0 / g.ReduceSum(e, [axis], keepdims=1), 1.0 / g.ReduceSum(e0, [axis], keepdims=1)), axis
 
 
