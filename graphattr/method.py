@@ -104,7 +104,7 @@ class Method:
         for step in self.steps:
             for p in step.params.values():
                 found.setdefault(p.name, (describe(p.type), self.params.get(p.name, None if p.required else p.default)))
-        asked = self.asked
+        asked = self.asked if any(p.type is MethodName for step in self.steps for p in step.params.values()) else None
         return found if asked is None else {**asked.parameters(), **found}
 
     def with_params(self, params: Mapping[str, Any]) -> Method:

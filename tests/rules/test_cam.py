@@ -106,6 +106,7 @@ def test_inside_another_method():
 
 @pytest.mark.parametrize(("name", "params", "text"), [
     ("mlp", {}, "no convolution between 'x' and"),
+    ("cnn", {"seed": "logit"}, "has no parameter 'seed'"),
     ("cnn", {"layer": "relu22"}, "no layer or tensor 'relu22'.*did you mean 'relu2'"),
     ("cnn", {"layer": "conv0"}, "'conv0' was folded away.*successor 'batchnormalization1'"),
     ("cnn", {"layer": "flatten7"}, "has 2 axes"),
