@@ -38,6 +38,7 @@ def manifest_of(
         "source_sha256": canonical.source.sha256,
         "method": ",".join(w.method.name for w in written),
         "params": dict(params),
+        "parameters": {w.method.name: {k: held for k, (_, held) in w.method.parameters().items()} for w in written},
         "target": request.target if isinstance(request.target, (str, int)) else list(request.target),
         "target_tensor": _index_name(index),
         "entries": entries(request.explained.y),

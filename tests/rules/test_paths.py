@@ -243,19 +243,23 @@ def test_one_feature():
 
 
 def test_half_precision():
+    """As the float32 model whose weights and inputs are those of the half-precision one."""
     c = zoo.case("cnn")
-    half = onnx.ModelProto.FromString(c.model.SerializeToString())
-    for t in half.graph.initializer:
+    half, full = (onnx.ModelProto.FromString(c.model.SerializeToString()) for _ in range(2))
+    for t, wide in zip(half.graph.initializer, full.graph.initializer, strict=True):
         if t.data_type == TensorProto.FLOAT:
-            t.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(t).astype(np.float16), t.name))
+            rounded = onnx.numpy_helper.to_array(t).astype(np.float16)
+            t.CopyFrom(onnx.numpy_helper.from_array(rounded, t.name))
+            wide.CopyFrom(onnx.numpy_helper.from_array(rounded.astype(np.float32), t.name))
     for v in [*half.graph.input, *half.graph.output]:
         v.type.tensor_type.elem_type = TensorProto.FLOAT16
     del half.graph.value_info[:]
+    x = c.x.astype(np.float16)
     for method, params in CASES:
         explainer = graphattr.Explainer(graphattr.convert(half, method, "input", **params))
-        got = explainer({"x": c.x.astype(np.float16)}, target=c.target).scores["x"]
+        got = explainer({"x": x}, target=c.target).scores["x"]
         assert got.dtype == np.float32
-        near(got.astype(float), found(c, method, **params), 2e-2)
+        near(got.astype(float), engine.attribute(full, x.astype(np.float32), c.target, method, **params)["x"], 2e-3)
 
 
 @pytest.mark.parametrize("method", ["integrated_gradients", "guided_ig"])
@@ -298,6 +302,8 @@ def test_two_methods_in_one_file():
 def test_the_manifest_and_the_catalogue():
     made = graphattr.convert(mlp(), "integrated_gradients", n_steps=3, base="lrp.epsilon", eps=0.1)
     assert made.manifest["params"] == {"n_steps": 3, "base": "lrp.epsilon", "eps": 0.1}
+    used = made.manifest["parameters"]["integrated_gradients"]
+    assert (used["n_steps"], used["quadrature"], used["eps"], used["seed"]) == (3, "gausslegendre", 0.1, "logit")
     assert {e["rule"] for e in made.manifest["layers"]["integrated_gradients"]} == {"lrp.epsilon", "lrp.pass"}
     stored = {p.key: p.value for p in made.model.metadata_props}
     assert json.loads(stored["graphattr.params"]) == made.manifest["params"]
