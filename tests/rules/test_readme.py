@@ -45,3 +45,13 @@ def test_the_rule_and_the_table_of_the_page_run(tmp_path, model):
     assert np.allclose(a.scores["x"].sum((1, 2, 3)), relevance, rtol=1e-3)  # no bias: everything arrives
     plain = graphattr.explain(model, x, method="lrp.epsilon").scores["x"]
     assert not np.allclose(a.scores["x"], plain, atol=1e-3 * np.abs(plain).max())
+
+
+def test_the_procedure_of_the_page_runs(tmp_path, model):
+    _files(tmp_path)
+    x = np.random.default_rng(1).normal(size=(2, 2, 6, 6)).astype("f4")
+    for base in ("gradient", "lrp.zplus"):
+        made = graphattr.convert(model, str(tmp_path / "dimmed.toml"), 1, rules=[tmp_path / "my_passes.py"], n_steps=4, base=base)
+        one = graphattr.Explainer(graphattr.convert(model, base, 1))
+        want = np.mean([one({"x": x * np.float32(k / 4)}).scores["x"] for k in (1, 2, 3, 4)], 0)
+        assert np.allclose(graphattr.Explainer(made)({"x": x}).scores["x"], want, atol=1e-5 * np.abs(want).max())
