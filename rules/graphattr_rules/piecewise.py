@@ -10,6 +10,7 @@ POWERS = {"ReduceL1", "ReduceL2"}  # of kind mean, and not linear
 def check(job: Job, layer: Layer, method: str) -> None:
     """MethodError for a layer that is neither affine, nor a rectifier max(x, 0), nor a maximum."""
     affine = layer.kind in AFFINE and not layer.tail and layer.op not in POWERS and not decides(job, layer)
+    affine = affine and not (layer.kind == "maxpool" and constants(layer))
     if not affine and not is_relu(layer):
         raise MethodError(
             f"{method} needs a network of linear layers, rectifiers max(x, 0) and max pooling, and layer {layer.name!r} "
@@ -62,5 +63,10 @@ def offset(site: Site) -> Value | None:
     layer = site.layer
     if layer.kind == "linear":
         return layer.b
-    constants = [v for v in layer.nodes[0].inputs if v is not None and v.is_float and v not in layer.xs]
-    return site.at_zero() if layer.kind in ("shift", "batchnorm", "structure") and constants else None
+    adds = layer.kind in ("shift", "sum", "batchnorm", "structure") and layer.op not in ("Resize", "CastLike")
+    return site.at_zero() if adds and not all(map(vanishes, constants(layer))) else None
+
+
+def constants(layer: Layer) -> list[Value]:
+    """The numbers that a layer of one node reads besides its data."""
+    return [v for v in layer.nodes[0].inputs if v is not None and v.is_float and v not in layer.xs]

@@ -173,6 +173,33 @@ def test_open_masks_are_gradient_times_input(name, monkeypatch):
     assert case.name == "skipping" or np.abs(found["y_negative"]).max() == 0
 
 
+def adding():
+    """Constants in sums of several, in Concat, Pad, Where and a BatchNormalization that nothing absorbs; a Resize."""
+    b = zoo.Build(32, 3, 5, 5)
+    h = b.op("Sum", b.conv("x", 3, 4), b.conv("x", 3, 4), b.weight(1, 4, 3, 3))
+    h = b.op("Where", b.const(b.rng.random((1, 4, 3, 3)) > 0.3), b.relu(h), b.const(np.float32(0.4)))
+    h = b.op("Pad", h, b.ints(0, 0, 0, 0, 0, 0, 1, 1), b.const(np.float32(0.7)))
+    h = b.op("Add", b.norm(b.op("Resize", h, "", b.const(np.float32([1, 1, 2, 2])), mode="nearest"), 4), b.weight(4, 8, 8))
+    h = b.op("Sub", b.weight(4, 6, 6), b.op("Mean", b.relu(b.conv(h, 4, 4)), b.conv(h, 4, 4), b.weight(4, 1, 1)))
+    return b.head(b.relu(h), 144)
+
+
+def test_every_constant_counts(monkeypatch):
+    """With open masks nothing is left over: x dy/dx and the constants are all of y, but for those that pass no rectifier."""
+    monkeypatch.setattr(dmbp, "masked", lambda g, rs, theta, slope: [slope * rs[0], 0.0 * rs[1]])
+    x = np.random.default_rng(0).standard_normal((3, 3, 5, 5)).astype(np.float32)
+    found = learned(adding(), x, [0, 1, 3], n_steps=0)[0]
+    assert np.abs(found["y_negative"]).max() == 0
+    assert np.abs(found["nuisance"]).max() < 1e-5 * np.abs(found["y_positive"]).max()
+
+
+def test_the_largest_of_data_and_a_constant_is_refused():
+    b = zoo.Build(33, 6)
+    h = b.op("Max", b.matmul("x", 6, 5), b.matmul("x", 6, 5), b.weight(5))
+    with pytest.raises(graphattr.MethodError, match="operator Max"):
+        graphattr.convert(b.done(b.gemm(b.relu(h), 5, 4)), method="dmbp", target=0)
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_the_parts_add_up_and_learning_helps(name):
     c, oracle = zoo.case(name), masked(zoo.case(name))
