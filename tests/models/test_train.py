@@ -94,7 +94,7 @@ def test_training_learns_and_repeats(name):
     text, shape = NETS[name]
     x, labels = blobs(shape, 2 if name == "one_logit" else 3)
     fresh = network(text, shape)
-    first, again = (adam(fresh, x, labels, epochs=40, batch=20, lr=1e-2) for _ in range(2))
+    first, again = (adam(fresh, x, labels, epochs=20, batch=20, lr=1e-2) for _ in range(2))
     assert np.mean(predict(first, x) == labels) > 0.95
     assert all(np.array_equal(a.w, b.w) and np.array_equal(a.b, b.b) for a, b in zip(first, again, strict=True))
     assert np.array_equal(fresh[0].w, network(text, shape)[0].w), "the untrained layers stay"
