@@ -84,9 +84,9 @@ class Convolution:
         return Grid(self.shape[2:], win.strides, begin, win.dilations)
 
     def weight(self, w: Array) -> Array:
-        """(groups, C_out / g times the taps, C_in / g) as a kernel (C_out, C_in / g, *kernel)."""
-        split = w.reshape(self.shape[0], -1, w.shape[2])
-        return split.swapaxes(1, 2).reshape(self.shape)
+        """(groups, taps times C_out / g, C_in / g) as a kernel (C_out, C_in / g, *kernel)."""
+        split = w.reshape(self.groups, -1, self.shape[0] // self.groups, self.shape[1])
+        return split.transpose(0, 2, 3, 1).reshape(self.shape)
 
     def bias(self, b: Array) -> Array:
         return b.reshape(-1, *[1] * len(self.shape[2:]))

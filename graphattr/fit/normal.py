@@ -1,6 +1,6 @@
 """Least squares from sums that grow batch by batch: X = Phi w + b, where Phi is made of a layer's signals S.
 
-A convolution's inverse is a transposed convolution, so Phi[position n, (channel, tap k)] = S[channel, (n + p - d k) / s] where
+A convolution's inverse is a transposed convolution, so Phi[position n, (tap k, channel)] = S[channel, (n + p - d k) / s] where
 that is an index, else 0. Positions of one remainder (n + p) mod s are reached by the same taps and by no others; along each of
 them a tap reads a contiguous piece of S. So Phi is made of slices, block by block, without the zeros that a stride puts between.
 """
@@ -83,46 +83,45 @@ def dense_rows(s: Array, x: Array) -> Iterator[Rows]:
 
 
 def conv_rows(s: Array, x: Array, grid: Grid) -> Iterator[Rows]:
-    """Every position of x once, in blocks. s (N, C, ...), x (N, D, ...); the columns are C times the taps."""
-    taps_in_all = int(np.prod(grid.kernel))
+    """Every position of x once, in blocks. s (N, C, ...), x (N, D, ...); the columns are the taps times C."""
+    s, x = (np.ascontiguousarray(np.moveaxis(v, 1, -1)) for v in (s, x))
     for remainder in itertools.product(*map(range, grid.strides)):
         first = [(r - p) % m for r, p, m in zip(remainder, grid.begin, grid.strides, strict=True)]
         wanted = x[_cut(first, [None] * len(first), grid.strides)]
         taps = grid.reached(remainder)
-        columns = (np.arange(s.shape[1])[:, None] * taps_in_all + np.array([grid.tap(t) for t in taps], np.int64)).ravel()
-        pieces = _pieces(s, [grid.starts(first, t) for t in taps], wanted.shape[2:])
+        columns = (np.array([grid.tap(t) for t in taps], np.int64)[:, None] * s.shape[-1] + np.arange(s.shape[-1])).ravel()
+        pieces = _pieces(s, [grid.starts(first, t) for t in taps], wanted.shape[1:-1])
         for at in _blocks(wanted.shape, max(1, len(columns))):
-            x_rows = np.moveaxis(wanted[at], 1, -1)
-            phi = [np.moveaxis(p[at], 1, -1) for p in pieces]
-            block = np.stack(phi, -1) if phi else np.zeros((*x_rows.shape[:-1], 0))
-            yield columns, block.reshape(x_rows[..., 0].size, len(columns)), x_rows.reshape(-1, x.shape[1])
+            here = wanted[at]
+            phi = np.concatenate([p[at] for p in pieces], -1) if pieces else here[..., :0]
+            yield columns, phi.reshape(here[..., 0].size, len(columns)), here.reshape(-1, here.shape[-1])
 
 
 def _pieces(s: Array, starts: Sequence[Sequence[int]], counts: Sequence[int]) -> list[Array]:
-    """s[..., start : start + count] for each of `starts`, zero where s has no such index."""
+    """s[start : start + count] for each of `starts`, zero where s has no such index."""
     if not starts:
         return []
     low = [max(0, -min(a)) for a in zip(*starts, strict=True)]
-    high = [max(0, max(a) + c - n) for a, c, n in zip(zip(*starts, strict=True), counts, s.shape[2:], strict=True)]
-    padded = np.pad(s, [(0, 0), (0, 0), *zip(low, high, strict=True)])
+    high = [max(0, max(a) + c - n) for a, c, n in zip(zip(*starts, strict=True), counts, s.shape[1:-1], strict=True)]
+    padded = np.pad(s, [(0, 0), *zip(low, high, strict=True), (0, 0)])
     begins = [[a + m for a, m in zip(start, low, strict=True)] for start in starts]
     return [padded[_cut(b, [a + c for a, c in zip(b, counts, strict=True)], [1] * len(b))] for b in begins]
 
 
 def _cut(begins: Sequence[int], ends: Sequence[int | None], steps: Sequence[int]) -> tuple[slice, ...]:
-    """All samples and channels, and a piece of each axis of positions."""
-    return slice(None), slice(None), *map(slice, begins, ends, steps)
+    """All samples, and a piece of each axis of positions."""
+    return slice(None), *map(slice, begins, ends, steps)
 
 
-def _blocks(shape: Sequence[int], width: int) -> Iterator[tuple[slice, ...]]:
-    """Slices of (samples, channels, first axis of positions) that hold about BLOCK elements of Phi at most."""
+def _blocks(shape: Sequence[int], width: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of (samples, first axis of positions) that hold about BLOCK elements of Phi at most."""
     if 0 in shape:
         return
-    line = width * int(np.prod(shape[3:]))
-    some, lines = max(1, BLOCK // (line * shape[2])), min(shape[2], max(1, BLOCK // line))
+    line = width * int(np.prod(shape[2:-1]))
+    some, lines = max(1, BLOCK // (line * shape[1])), min(shape[1], max(1, BLOCK // line))
     for n in range(0, shape[0], some):
-        for i in range(0, shape[2], lines):
-            yield slice(n, n + some), slice(None), slice(i, i + lines)
+        for i in range(0, shape[1], lines):
+            yield slice(n, n + some), slice(i, i + lines)
 
 
 # -- solution -----------------------------------------------------------------------------------------------------

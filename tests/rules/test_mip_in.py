@@ -174,7 +174,7 @@ def conv_inverse(s, x, kernel, strides, pads, dilations, groups, ridge, bias=Fal
         parts = [normal.sums_of(normal.conv_rows(a[i::2], b[i::2], grid), a.shape[1] * int(np.prod(kernel))) for i in (0, 1)]
         made = normal.solve({k: parts[0][k] + parts[1][k] for k in parts[0]}, ridge, bias)
         assert parts[0]["rows"] + parts[1]["rows"] == len(x) * np.prod(x.shape[2:])
-        found.append(made.w.reshape(a.shape[1], -1, b.shape[1]).swapaxes(1, 2).reshape(a.shape[1], b.shape[1], *kernel))
+        found.append(np.moveaxis(made.w.reshape(*kernel, a.shape[1], b.shape[1]), (-2, -1), (0, 1)))
         shifts.append(made.b)
     return np.concatenate(found), np.concatenate(shifts)
 
