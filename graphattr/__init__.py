@@ -1,6 +1,9 @@
 """An exported ONNX model goes in, an ONNX model that also explains its predictions comes out."""
 
+from . import measure
 from .api import convert, explain, fit, inspect, methods, operators, rules, verify
+from .audit import Report, audit
+from .compare import diff
 from .errors import (
     BuildError,
     FitWarning,
@@ -31,15 +34,19 @@ __all__ = [
     "MethodError",
     "MissingFit",
     "ModelError",
+    "Report",
     "RunError",
     "TargetError",
     "UnsupportedOp",
     "WriteError",
     "__version__",
+    "audit",
     "convert",
+    "diff",
     "explain",
     "fit",
     "inspect",
+    "measure",
     "methods",
     "operators",
     "rules",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, api, arguments
+from .commands import add_commands
 from .errors import GraphattrError, MethodError, TargetError, WriteError
 from .export import Explanation, _plain
 from .fitted import opened
@@ -86,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--model", help="the source model")
     check.add_argument("--data", metavar="FILE", help=".npy or .npz with inputs (default: seeded noise)")
     check.add_argument("--provider", default="cpu", metavar="P", help="cpu, cuda or tensorrt")
+    add_commands(lambda name, run, text: _command(commands, name, run, text))
     for name, what in (
         ("methods", "named methods and their parameters"),
         ("rules", "rules that tables can name"),

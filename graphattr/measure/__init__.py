@@ -1,5 +1,6 @@
 """Measures of explanations: can they be trusted? Each is a function to a `Measure` with one value per sample."""
 
+from .agreement import spearman, top_overlap
 from .convergence import chain_convergence, cosine_convergence, random_baseline, singular_ratio
 from .faithful import completeness_gap, infidelity, max_sensitivity, sensitivity_n
 from .maps import (
@@ -16,7 +17,7 @@ from .maps import (
 from .randomisation import Cascade, cascading_randomisation, random_logit
 from .ranking import ordering, pixel_flipping, proportionality
 from .result import Measure, bootstrap
-from .scoring import Scorer
+from .scoring import Scorer, explained
 
 __all__ = [
     "Cascade",
@@ -30,6 +31,7 @@ __all__ = [
     "class_sensitivity",
     "completeness_gap",
     "cosine_convergence",
+    "explained",
     "grid_pointing",
     "infidelity",
     "max_sensitivity",
@@ -43,6 +45,8 @@ __all__ = [
     "sensitivity_n",
     "singular_ratio",
     "sparseness",
+    "spearman",
     "ssim",
     "ssim_flip",
+    "top_overlap",
 ]

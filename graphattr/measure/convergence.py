@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import onnx
 
+from ..errors import RunError
 from ..export import Explanation
 from ..graph import Array
+from ..method import load_method
 from ..runtime import Explainer
 from ..source import read
-from ..street import Order, street
+from ..street import MethodLike, Order, street
 from .result import Measure
+from .scoring import explained
 
 PERCENTILES = (0, 1, 5, 10, 20, 50, 80, 95, 99, 100)
 EDGES = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999, 0.9999, 1.0)
@@ -22,7 +25,7 @@ EDGES = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999, 0.9999, 1.
 def cosine_convergence(
     model: Any,
     feeds: Mapping[str, Array] | Array,
-    method: str = "lrp.zplus",
+    method: MethodLike = "lrp.zplus",
     *,
     tensors: Sequence[str],
     output: str | None = None,
@@ -31,6 +34,7 @@ def cosine_convergence(
     random_state: int = 0,
     absolute: bool = True,
     providers: Any = None,
+    batch_size: int = 16,
     **params: Any,
 ) -> dict[str, Measure]:
     """|cos| between what different relevances at `output` become at each of `tensors`: per tensor the values of all
@@ -45,13 +49,14 @@ def cosine_convergence(
     explainer = Explainer(_explanation(model if output is None else _showing(model, output), order), providers)
     given = dict(feeds) if isinstance(feeds, Mapping) else {explainer.own[0]: np.asarray(feeds)}
     rows = len(next(iter(given.values())))
-    shape = _seed_shape(explainer, given)
+    shape = _seed_shape(explainer, given) if vectors is None else (rows, *np.shape(vectors)[2:])
     if vectors is None:
         rng = np.random.Generator(np.random.PCG64(random_state))
         vectors = rng.standard_normal((rows, pairs_of, *shape[1:])).astype(np.float32)
     m = vectors.shape[1]
-    runs = [explainer({**given, "seed": vectors[:, k].reshape(shape).astype(np.float32)}).scores for k in range(m)]
-    settings = {"method": method, "vectors": m, "absolute": absolute}
+    seeds = [vectors[:, k].reshape(shape).astype(np.float32) for k in range(m)]
+    runs = [explained(explainer, {**given, "seed": seed}, batch_size=batch_size).scores for seed in seeds]
+    settings = {"method": load_method(method).name, "vectors": m, "absolute": absolute}
     return {t: _similarity(t, np.stack([r[t] for r in runs], 1), absolute, settings) for t in tensors}
 
 
@@ -74,7 +79,9 @@ def _seed_shape(explainer: Explainer, given: Mapping[str, Array]) -> tuple[int, 
     """The shape of the explained tensor for these inputs."""
     rows = len(next(iter(given.values())))
     declared = explainer.session.get_inputs()[[i.name for i in explainer.session.get_inputs()].index("seed")].shape
-    return (rows, *(int(d) for d in declared[1:]))
+    if not all(isinstance(d, int) for d in declared[1:]):
+        raise RunError(f"the explained output has the shape {tuple(declared)}, which the file leaves open; pass vectors=")
+    return (rows, *declared[1:])
 
 
 def _similarity(name: str, r: Array, absolute: bool, settings: Mapping[str, Any]) -> Measure:

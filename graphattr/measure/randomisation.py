@@ -12,15 +12,16 @@ from onnx import numpy_helper
 
 from ..canonical import canonicalise
 from ..errors import MethodError
-from ..graph import Array
-from ..layers import to_layers
+from ..graph import Array, Graph
+from ..layers import Layer, to_layers
+from ..method import load_method
 from ..onnxio import write_model
 from ..runtime import Explainer
 from ..source import read
-from ..street import Order, street
+from ..street import MethodLike, Order, street
 from .maps import ssim_flip
 from .result import Measure
-from .scoring import Feeds, Scorer
+from .scoring import Feeds, Scorer, explained
 
 Compare = Callable[[Array, Array], Measure]
 
@@ -29,25 +30,28 @@ Compare = Callable[[Array, Array], Measure]
 class Cascade:
     """`layers`: the linear layers from the output down. `measures`: per layer, the maps of the intact model against
     those of one in
-    which this layer and all above it were re-initialised."""
+    which this layer and all above it were re-initialised; `depths`: how many these are."""
 
     layers: Sequence[str]
     measures: Sequence[Measure]
+    depths: Sequence[int]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"layers": list(self.layers), "measures": [m.to_dict() for m in self.measures]}
+        return {"layers": list(self.layers), "depths": list(self.depths), "measures": [m.to_dict() for m in self.measures]}
 
 
 def cascading_randomisation(
     model: Any,
     feeds: Feeds,
-    method: str,
+    method: MethodLike,
     *,
     target: Any = None,
     init: Literal["normal", "kaiming"] = "normal",
     random_state: int = 0,
     compare: Compare = ssim_flip,
     providers: Any = None,
+    batch_size: int = 16,
+    at_most: int | None = None,
     **params: Any,
 ) -> Cascade:
     """The similarity of maps of one class while layers are re-initialised from the output down. Adebayo et al. 2018,
@@ -55,28 +59,35 @@ def cascading_randomisation(
 
     `init="normal"`: N(0, the layer's own standard deviation), biases 0; "kaiming": uniform in +-sqrt(6 / fan in). A
     method that looks
-    at what the model learned changes; one whose similarity stays near 1 ignores the layers above.
+    at what the model learned changes; one whose similarity stays near 1 ignores the layers above. `at_most`: maps
+    are compared at so many depths, from the first to the last, instead of at every one.
     """
     scorer = Scorer(model, providers=providers)
     given, classes = scorer.named(feeds), scorer.target(feeds, target)
-    before = _maps(model, given, classes, method, providers, params)
-    names, measures = [], []
-    for name, changed in _randomised(model, init, random_state):
-        after = _maps(changed, given, classes, method, providers, params)
-        names.append(name)
-        measures.append(compare(before, after))
-    return Cascade(names, measures)
+    size = min(batch_size, scorer.batch_size)
+    before = _maps(model, given, classes, method, providers, params, size)
+    names, measures, depths = [], [], []
+    total = len(_linear_layers(canonicalise(read(model)).graph))
+    chosen = {round(k) for k in np.linspace(1, total, min(total, at_most or total))}
+    for depth, (name, changed) in enumerate(_randomised(model, init, random_state), 1):
+        if depth in chosen:
+            after = _maps(changed, given, classes, method, providers, params, size)
+            names.append(name)
+            measures.append(compare(before, after))
+            depths.append(depth)
+    return Cascade(names, measures, depths)
 
 
 def random_logit(
     model: Any,
     feeds: Feeds,
-    method: str,
+    method: MethodLike,
     *,
     target: Any = None,
     random_state: int = 0,
     compare: Compare = ssim_flip,
     providers: Any = None,
+    batch_size: int = 16,
     **params: Any,
 ) -> Measure:
     """The similarity of the maps of a class and of a uniformly drawn other one: near 1 where a method does not care.
@@ -88,26 +99,33 @@ def random_logit(
         raise MethodError("random_logit needs an explained output with at least two entries; this model has one")
     rng = np.random.Generator(np.random.PCG64(random_state))
     others = (classes + rng.integers(1, entries, len(classes))) % entries
-    first, second = (_maps(model, given, c, method, providers, params) for c in (classes, others))
+    size = min(batch_size, scorer.batch_size)
+    first, second = (_maps(model, given, c, method, providers, params, size) for c in (classes, others))
     found = compare(first, second)
-    return Measure("random_logit", found.values, found.statistic, found.details, {"method": method, **found.settings})
+    settings = {"method": load_method(method).name, **found.settings}
+    return Measure("random_logit", found.values, found.statistic, found.details, settings)
 
 
-def _maps(model: Any, feeds: Mapping[str, Array], target: Array, method: str, providers: Any, params: Mapping[str, Any]) -> Array:
+def _maps(
+    model: Any, feeds: Mapping[str, Array], target: Array, method: Any, providers: Any, params: Mapping[str, Any], size: int
+) -> Array:
     *_, (_, explanation) = street(model, Order(method=method, target="input", params=params))
-    scores = Explainer(explanation, providers)(feeds, target).scores
-    return next(iter(scores.values()))
+    return next(iter(explained(Explainer(explanation, providers), feeds, target, size).scores.values()))
+
+
+def _linear_layers(graph: Graph) -> list[Layer]:
+    layers = to_layers(graph, [v for v in graph.inputs if v.is_float], [v for _, v in graph.outputs])
+    return [layer for layer in layers.layers if layer.kind == "linear"]
 
 
 def _randomised(model: Any, init: str, random_state: int) -> Iterator[tuple[str, onnx.ModelProto]]:
     """(layer, the model with that linear layer and all above it re-initialised), from the output down."""
     canonical = canonicalise(read(model))
     graph = canonical.graph
-    layers = to_layers(graph, [v for v in graph.inputs if v.is_float], [v for _, v in graph.outputs])
     proto = write_model(graph)
     held = {t.name: t for t in proto.graph.initializer}
     rng = np.random.Generator(np.random.PCG64(random_state))
-    for layer in reversed([layer for layer in layers.layers if layer.kind == "linear"]):
+    for layer in reversed(_linear_layers(graph)):
         for name in dict.fromkeys(v.name for n in layer.nodes for v in n.inputs if v is not None and v.is_const and v.is_float):
             old = numpy_helper.to_array(held[name])
             held[name].CopyFrom(numpy_helper.from_array(_drawn(old, init, rng), name))

@@ -11,7 +11,7 @@ from ..canonical import canonicalise
 from ..errors import RunError
 from ..graph import Array
 from ..onnxio import write_model
-from ..runtime import open_session
+from ..runtime import Attribution, Explainer, open_session
 from ..simplify import prune, with_nodes
 from ..source import read
 from ..targets import explained_output
@@ -20,7 +20,8 @@ Feeds: TypeAlias = "Mapping[str, Array] | Array"
 
 
 class Scorer:
-    """y of a model as (N, entries), run in batches of `batch_size`. Only one input is varied: the one of `name`."""
+    """y of a model as (N, entries), run in batches of `batch_size`, or of the file's own size where that is fixed. Only one input
+    is varied: the one of `name`."""
 
     def __init__(self, model: Any, output: str | None = None, providers: Any = None, batch_size: int = 64) -> None:
         canonical = canonicalise(read(model))
@@ -29,7 +30,8 @@ class Scorer:
         proto = write_model(prune(with_nodes(graph, graph.nodes, [("graphattr_scores", y)])))
         self.session = open_session(proto, canonical.source.folder, providers)
         self.inputs = [v.name for v in graph.inputs]
-        self.batch_size = batch_size
+        fixed = [v.shape[0] for v in graph.inputs if v.shape and isinstance(v.shape[0], int)]
+        self.batch_size = int(fixed[0]) if fixed else batch_size
 
     def __call__(self, feeds: Feeds) -> Array:
         """(N, entries) in float64."""
@@ -86,6 +88,19 @@ class Scorer:
                 yield from run()
         if held:
             yield from run()
+
+
+def explained(explainer: Explainer, feeds: Mapping[str, Array], target: Any = None, batch_size: int = 16) -> Attribution:
+    """The explainer's answer for all samples, run in batches of `batch_size`: scores, target and delta."""
+    rows = len(next(iter(feeds.values())))
+    parts = []
+    for start in range(0, rows, batch_size):
+        part = slice(start, start + batch_size)
+        aim = None if target is None else np.asarray(target)[part]
+        parts.append(explainer({k: v[part] for k, v in feeds.items()}, aim))
+    scores = {k: np.concatenate([p.scores[k] for p in parts]) for k in parts[0].scores}
+    targets, deltas = [p.target for p in parts if p.target is not None], [p.delta for p in parts if p.delta is not None]
+    return Attribution(scores, {}, np.concatenate(targets) if targets else None, np.concatenate(deltas) if deltas else None)
 
 
 def softmax(y: Array) -> Array:

@@ -1,0 +1,147 @@
+"""Samples for an audit: so many of the data, spread evenly over them, with the picture and the class of each where known."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..canonical import Canonical
+from ..errors import RunError
+from ..fit.data import Batch, Data, Types, _labels, has_pictures, open_data
+from ..fit.files import PICTURES, files_in
+from ..graph import Array
+from ..preprocess import Preprocess, Say, guess_layout, load_preprocess, preprocess_for, print_nothing
+
+
+@dataclass(frozen=True)
+class Samples:
+    """`feeds`: arrays by input name. `name`: the input that is explained. `layout`: NCHW or NHWC of pictures, else ''."""
+
+    feeds: Mapping[str, Array]
+    name: str
+    labels: Array | None
+    layout: str
+    pre: Preprocess
+    titles: Sequence[str]
+
+    @property
+    def x(self) -> Array:
+        return self.feeds[self.name]
+
+    @property
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        for name, array in sorted(self.feeds.items()):
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def load_samples(
+    canonical: Canonical, data: Any, labels: Any, at_most: int, preprocess: str | None = None, say: Say = print_nothing
+) -> Samples:
+    """Samples for the model's inputs; RunError where the data do not fit, or the model has no float input to explain."""
+    inputs = canonical.graph.inputs
+    name = next((v.name for v in inputs if v.is_float), None)
+    if name is None:
+        raise RunError(f"no input of the model is float ({', '.join(v.name for v in inputs)}): what is measured here varies the "
+                       "input itself, which ids do not allow")
+    types: Types = {v.name: (v.dtype, v.shape) for v in inputs}
+    shape = types[name][1] or ()
+    fixed = next((s[0] for _, s in types.values() if s and isinstance(s[0], int)), 1)
+    pre = preprocess_for(preprocess, shape, say) if has_pictures(data) else load_preprocess(preprocess or "none")
+    titles: Sequence[str] = ()
+    if _is_paths(data):
+        files = [pair for d in ([data] if isinstance(data, (str, os.PathLike)) else data) for pair in files_in(Path(d))]
+        labels = _labels_of(files, labels, [data] if isinstance(data, (str, os.PathLike)) else data)
+        if all(f.suffix.lower() in PICTURES for f, _ in files):
+            chosen = _spread(len(files), at_most, fixed)
+            titles = [files[i][0].name for i in chosen]
+            labels = None if labels is None else _picked(_labels(labels), chosen, len(files))
+            data = [files[i][0] for i in chosen]
+    feeds, found = _rows(open_data(data, labels, types, 64, pre), at_most, fixed)
+    layout = guess_layout(shape)[0] if len(shape) == 4 else ""
+    return Samples(feeds, name, found, layout, pre, titles or [f"sample {i}" for i in range(len(feeds[name]))])
+
+
+def _rows(data: Data, at_most: int, fixed: int) -> tuple[dict[str, Array], Array | None]:
+    """The chosen rows: spread over all where their number is known, else the first. Nothing else is held."""
+    wanted = None if data.total is None else _spread(data.total, at_most, fixed)
+    batches, at = [], 0
+    for batch in data:
+        rows = slice(None) if wanted is None else wanted[(wanted >= at) & (wanted < at + batch.rows)] - at
+        batches.append(Batch({k: v[rows] for k, v in batch.feeds.items()}, None if batch.labels is None else batch.labels[rows]))
+        at += batch.rows
+        if wanted is None and at >= max(at_most, fixed):
+            break
+    if not batches:
+        raise RunError("the data hold no samples")
+    shapes = {tuple((k, v.shape[1:]) for k, v in b.feeds.items()) for b in batches}
+    if len(shapes) > 1:
+        raise RunError(f"samples must have one shape to be compared, the data have {len(shapes)}")
+    feeds = {k: np.concatenate([b.feeds[k] for b in batches]) for k in batches[0].feeds}
+    known = [b.labels for b in batches if b.labels is not None]
+    labels = np.concatenate(known) if len(known) == len(batches) else None
+    first = slice(0, len(_spread(len(next(iter(feeds.values()))), at_most, fixed)))
+    return {k: v[first] for k, v in feeds.items()}, None if labels is None else labels[first]
+
+
+def _spread(total: int, at_most: int, fixed: int) -> Array:
+    """Indices of at most so many samples from first to last; a multiple of the model's batch where that is fixed."""
+    n = min(total, max(at_most, fixed)) // fixed * fixed
+    if not n:
+        raise RunError(f"the data hold {total} samples, the model takes {fixed} at once: give more, or export it with an open "
+                       "batch" if total else "the data hold no samples")
+    return np.floor(np.arange(n) * total / n).astype(np.int64)
+
+
+def _picked(labels: Array, chosen: Array, total: int) -> Array:
+    if len(labels) != total:
+        raise RunError(f"there are {len(labels)} labels for {total} pictures")
+    return np.asarray(labels[chosen])
+
+
+def _is_paths(data: Any) -> bool:
+    return isinstance(data, (str, os.PathLike)) or (
+        isinstance(data, (list, tuple)) and bool(data) and all(isinstance(d, (str, os.PathLike)) for d in data)
+    )
+
+
+def _labels_of(files: Sequence[tuple[Path, int | None]], labels: Any, roots: Sequence[Any]) -> Any:
+    """A class per file: from a table of names and classes, from the folders, or as they were given."""
+    if isinstance(labels, (str, os.PathLike)) and Path(labels).suffix.lower() == ".csv":
+        return _from_table(Path(labels), files, roots)
+    if labels is None and all(label is not None for _, label in files) and all(f.suffix.lower() in PICTURES for f, _ in files):
+        return np.array([label for _, label in files])
+    return labels
+
+
+def _from_table(path: Path, files: Sequence[tuple[Path, int | None]], roots: Sequence[Any]) -> Array:
+    """Lines `file,class`: the file's name, or its path in the folder. A line whose class is no number may be the first only."""
+    try:
+        rows = [row for row in csv.reader(path.read_text("utf-8-sig").splitlines()) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise RunError(f"cannot read the labels in {path}: {e}") from e
+    if rows and not rows[0][-1].strip().isdecimal():
+        rows = rows[1:]
+    bad = next((row for row in rows if not row[-1].strip().isdecimal() or len(row) > 2), None)
+    if bad is not None:
+        raise RunError(f"{path}: the line {','.join(bad)!r} is not `file,class` with a whole number (or the class alone)")
+    if all(len(row) == 1 for row in rows):
+        return np.array([int(row[0]) for row in rows])
+    classes = {Path(row[0].strip()).as_posix(): int(row[-1]) for row in rows}
+    found = []
+    for file, _ in files:
+        inside = [file.relative_to(r).as_posix() for r in map(Path, roots) if file.is_relative_to(r)]
+        label = next((classes[k] for k in (*inside, file.name, file.as_posix()) if k in classes), None)
+        if label is None:
+            raise RunError(f"{path} names no class for {file.name}; it has lines for {len(classes)} files")
+        found.append(label)
+    return np.array(found)

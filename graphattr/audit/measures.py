@@ -1,0 +1,301 @@
+"""What an audit measures of one method: each a function of a Subject to a `Finding`, registered under its name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .. import measure
+from ..canonical import canonicalise
+from ..errors import MethodError, RunError, did_you_mean
+from ..fitted import Fitted
+from ..graph import Array
+from ..layers import to_layers
+from ..measure import Measure, bootstrap
+from ..method import Method
+from ..source import read
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One method on one model: its attributions of the samples, and the means to ask for others. `sums`: of all that a sample's
+    attributions are; `delta`: what is missing to what they should add up to."""
+
+    model: Any
+    method: Method
+    params: Mapping[str, Any]
+    fitted: Sequence[Fitted]
+    scorer: measure.Scorer
+    feeds: Mapping[str, Array]
+    name: str
+    layout: str
+    target: Array
+    attribution: Array
+    sums: Array
+    delta: Array | None
+    explain: Callable[[Mapping[str, Array], Array], Array]
+    seed: int
+    batch_size: int
+    providers: Any = None
+
+    @property
+    def x(self) -> Array:
+        return self.feeds[self.name]
+
+    @property
+    def granularity(self) -> str:
+        """Pixels of pictures with channels first, else every element by itself."""
+        return "pixel" if self.layout == "NCHW" and self.x.ndim == 4 else "element"
+
+    def alike(self, a: Array, b: Array) -> Measure:
+        """How similar maps are, either sign: SSIM of pictures, |rank correlation| of anything else."""
+        if self.layout and a.ndim == 4 and min(_channels_first(a, self.layout).shape[2:]) >= 5:
+            return measure.ssim_flip(_channels_first(a, self.layout), _channels_first(b, self.layout))
+        found = measure.spearman(a, b)
+        return Measure("|spearman|", np.abs(found.values), found.statistic)
+
+    def needs_input_shape(self) -> None:
+        if self.attribution.shape != self.x.shape:
+            raise MethodError(f"its maps have the shape {self.attribution.shape[1:]}, the input {self.x.shape[1:]}")
+
+    def needs_no_fit(self) -> None:
+        if self.fitted:
+            raise MethodError("it was fitted to the model as it is, and is no explanation of a changed one")
+
+
+def _channels_first(a: Array, layout: str) -> Array:
+    return np.moveaxis(a, -1, 1) if layout == "NHWC" and a.shape[1] != 1 else a
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`metrics`: what rules of a gate may name. `values`: one per sample. `details`: curves, by name, as plain data."""
+
+    metrics: Mapping[str, float]
+    values: Array | None = None
+    interval: tuple[float, float] | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A registered measure and the metrics that it gives."""
+
+    run: Callable[..., Finding]
+    metrics: tuple[str, ...]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Names and defaults of its settings."""
+        return {k: p.default for k, p in inspect.signature(self.run).parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
+MEASURES: dict[str, Asked] = {}
+
+
+def measured(*metrics: str) -> Callable[[Callable[..., Finding]], Callable[..., Finding]]:
+    def register(f: Callable[..., Finding]) -> Callable[..., Finding]:
+        MEASURES[f.__name__] = Asked(f, metrics)
+        return f
+
+    return register
+
+
+def check_measures(asked: Mapping[str, Mapping[str, Any]]) -> None:
+    """RunError for measures and settings that do not exist."""
+    if not asked:
+        raise RunError(f"the profile names no measure (there are {', '.join(MEASURES)})")
+    for name, settings in asked.items():
+        if name not in MEASURES:
+            raise RunError(f"no measure is called {name!r}{did_you_mean(name, MEASURES)} (there are {', '.join(MEASURES)})")
+        known = MEASURES[name].settings
+        for key, value in settings.items():
+            if key not in known:
+                raise RunError(f"measure {name!r} has no setting {key!r}{did_you_mean(key, known)} "
+                               f"(it has {', '.join(known) or 'none'})")
+            wanted = (int, float) if isinstance(known[key], float) else type(known[key])
+            if not isinstance(value, wanted) or isinstance(value, bool) or (not isinstance(value, str) and value < 0):
+                raise RunError(f"measure {name!r}: {key} = {value!r} does not fit; the default is {known[key]!r}")
+
+
+def _of(m: Measure, name: str, **settings: Any) -> Finding:
+    return Finding({name: m.value}, m.values, m.interval(resamples=RESAMPLES), {}, {**m.settings, **settings})
+
+
+def _band(curves: Array, statistic: str = "mean") -> dict[str, list[float]]:
+    """A curve per sample as their middle and a bootstrap interval at each point."""
+    middles = [Measure("", c, statistic).value for c in curves.T]
+    edges = [bootstrap(c, statistic, 0.95, RESAMPLES) for c in curves.T]
+    return {"middle": middles, "low": [e[0] for e in edges], "high": [e[1] for e in edges]}
+
+
+# -- the measures -------------------------------------------------------------------------------------------------
+@measured("completeness")
+def completeness(s: Subject) -> Finding:
+    """|what the attributions should add up to - what they do|, relative to the former."""
+    if s.delta is None:
+        raise MethodError("it does not say what its attributions add up to")
+    gap = np.abs(s.delta.astype(np.float64))
+    size = np.abs(s.sums + s.delta) if s.method.expects != "zero" else np.abs(s.attribution).reshape(len(gap), -1).sum(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(gap == 0, 0.0, gap / size)
+    return _of(Measure("completeness", relative, "median"), "completeness", to=_to(s.method))
+
+
+def _to(m: Method) -> str:
+    """What the attributions add up to; a seed of logits is the score."""
+    return "score" if m.expects == "seed" and m.seed in ("logit", "relu_logit") else m.expects
+
+
+@measured("randomisation", "insensitive_layers")
+def randomisation(s: Subject, *, layers: int = 12, init: str = "normal", insensitive: float = 0.9) -> Finding:
+    """Similarity to the map of the intact model while layers are re-initialised from the output down. `layers` 0: each."""
+    s.needs_no_fit()
+    found = measure.cascading_randomisation(
+        s.model, s.feeds, s.method, target=s.target, init=_init(init), random_state=s.seed, compare=s.alike,
+        providers=s.providers, batch_size=s.batch_size, at_most=layers or None, **s.params,
+    )
+    if not found.layers:
+        raise RunError("the model has no layer with weights")
+    curve = _band(np.stack([m.values for m in found.measures], 1), "median")
+    same = [m >= insensitive for m in curve["middle"]]
+    depth = max([d for k, d in enumerate(found.depths) if all(same[: k + 1])], default=0)
+    metrics = {"randomisation": float(np.mean(curve["middle"])), "insensitive_layers": float(depth)}
+    details = {"layers": list(found.layers), "depths": list(found.depths), "curve": curve}
+    return Finding(metrics, None, None, details, {"init": init, "compare": found.measures[0].name, "insensitive": insensitive})
+
+
+def _init(init: str) -> Any:
+    if init not in ("normal", "kaiming"):
+        raise RunError(f'randomisation: init = {init!r} is neither "normal" nor "kaiming"')
+    return init
+
+
+@measured("random_logit")
+def random_logit(s: Subject) -> Finding:
+    """Similarity of the map of a class to that of another one, drawn at random."""
+    s.needs_no_fit()
+    found = measure.random_logit(
+        s.model, s.feeds, s.method, target=s.target, random_state=s.seed, compare=s.alike,
+        providers=s.providers, batch_size=s.batch_size, **s.params,
+    )
+    return _of(found, "random_logit", compare=s.alike(s.attribution, s.attribution).name)
+
+
+@measured("convergence")
+def convergence(s: Subject, *, vectors: int = 5, tensors: int = 8) -> Finding:
+    """|cos| of what different relevances at the output become at the inputs of layers that have channels to compare, down to the
+    explained input. `tensors` 0: at each."""
+    s.needs_no_fit()
+    if vectors < 2:
+        raise RunError("convergence compares vectors: at least 2 are needed")
+    names, maps = _tensors(s, tensors), _channels(s)
+    found = measure.cosine_convergence(
+        s.model, s.feeds, s.method, tensors=names, pairs_of=vectors, random_state=s.seed, providers=s.providers,
+        batch_size=s.batch_size, **s.params,
+    )
+    middles = {t: found[t].value for t in names}
+    details = {
+        "tensors": names,
+        "channels": [maps[t] for t in names],
+        "curve": list(middles.values()),
+        "percentiles": [found[t].details["percentiles"].tolist() for t in names],
+        "baseline": [measure.random_baseline(maps[t], 2000, s.seed) if maps[t] else None for t in names],
+    }
+    return Finding({"convergence": middles[names[-1]]}, None, None, details, {"vectors": vectors})
+
+
+def _linear_inputs(s: Subject) -> dict[str, Any]:
+    """Values that layers with weights read, from the output down to the explained input, by name."""
+    graph = canonicalise(read(s.model)).graph
+    x = next(v for v in graph.inputs if v.name == s.name)
+    layers = to_layers(graph, [x], [v for _, v in graph.outputs])
+    tops = [layer.xs[0] for layer in reversed(layers.layers) if layer.kind == "linear" and layer.xs and layer.xs[0].is_float]
+    return {v.name: v for v in [*(t for t in tops if t is not x), x]}
+
+
+def _tensors(s: Subject, at_most: int) -> list[str]:
+    names = [name for name, channels in _channels(s).items() if channels != 1]  # a cosine of one number is 1 or -1
+    if not names:
+        raise RunError("no layer reads more than one channel")
+    chosen = sorted({round(k) for k in np.linspace(0, len(names) - 1, min(len(names), at_most or len(names)))} | {len(names) - 1})
+    return [names[k] for k in chosen]
+
+
+def _channels(s: Subject) -> dict[str, int]:
+    """Over how many values cosines are at each tensor: the second axis; 0 where the file leaves it open."""
+    sizes = {t: (v.shape or (None, None))[1:2] for t, v in _linear_inputs(s).items()}
+    return {t: d[0] if d and isinstance(d[0], int) else 0 for t, d in sizes.items()}
+
+
+@measured("faithfulness", "morf", "lerf")
+def flipping(s: Subject, *, steps: int = 20, baseline: float = 0.0) -> Finding:
+    """The probability of the class while features go to the baseline: most relevant first (deletion), least relevant first (which
+    is insertion, read from the end), and in random order. faithfulness: area of the last but one minus that of the first."""
+    if s.scorer(s.feeds).shape[1] < 2:
+        raise MethodError("the explained output has one entry, so there is no probability of a class")
+    rng = np.random.Generator(np.random.PCG64(s.seed))
+    chance: Array = np.asarray(rng.standard_normal(s.attribution.shape))
+    if s.granularity == "element":
+        s.needs_input_shape()
+    a = s.attribution
+    ways: list[tuple[str, Array, Any]] = [("morf", a, "morf"), ("lerf", a, "lerf"), ("random", chance, "morf")]
+    found = {
+        way: measure.pixel_flipping(
+            s.scorer, s.feeds, ranked, s.target, order=order, granularity=_granularity(s), steps=steps, baseline=baseline,
+            name=s.name,
+        )
+        for way, ranked, order in ways
+    }
+    gain = Measure("faithfulness", found["lerf"].values - found["morf"].values)
+    details = {way: _band(m.details["curve"]) for way, m in found.items()}
+    metrics = {"faithfulness": gain.value, "morf": found["morf"].value, "lerf": found["lerf"].value}
+    return Finding(metrics, gain.values, gain.interval(resamples=RESAMPLES), details, dict(found["morf"].settings))
+
+
+def _granularity(s: Subject) -> Any:
+    return s.granularity
+
+
+@measured("sensitivity_n")
+def sensitivity_n(s: Subject, *, subsets: int = 50, share: float = 0.125) -> Finding:
+    """Correlation of what subsets of features are said to contribute with what the score loses without them."""
+    s.needs_input_shape()
+    rng = np.random.Generator(np.random.PCG64(s.seed))
+    features = s.x[0].size
+    n = max(1, round(share * features))
+    drawn = np.stack([rng.choice(features, n, replace=False) for _ in range(subsets)])
+    return _of(measure.sensitivity_n(s.scorer, s.feeds, s.attribution, s.target, subsets=drawn, name=s.name), "sensitivity_n")
+
+
+@measured("infidelity")
+def infidelity(s: Subject, *, samples: int = 100) -> Finding:
+    """Squared error of <noise, attribution> as a forecast of what the noise does to the score."""
+    s.needs_input_shape()
+    found = measure.infidelity(
+        s.scorer, s.feeds, s.attribution, s.target, samples=samples, random_state=s.seed, name=s.name
+    )
+    return _of(found, "infidelity")
+
+
+@measured("max_sensitivity")
+def max_sensitivity(s: Subject, *, samples: int = 5, radius: float = 0.02) -> Finding:
+    """The largest relative change of the map under noise of `radius` times the range of the input."""
+    width = radius * (float(s.x.max()) - float(s.x.min()))
+    found = measure.max_sensitivity(
+        lambda x: s.explain({**s.feeds, s.name: x}, s.target), s.x, radius=width, samples=samples, random_state=s.seed
+    )
+    return _of(found, "max_sensitivity", radius=radius)
+
+
+@measured("sparseness")
+def sparseness(s: Subject) -> Finding:
+    """The Gini index of the magnitudes."""
+    return _of(measure.sparseness(s.attribution), "sparseness")

@@ -1,0 +1,70 @@
+"""What has been measured already, one file per method and measure: a run that was killed goes on after the last of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import RunError, WriteError
+from ..files import write_atomically
+
+
+@dataclass(frozen=True)
+class State:
+    """Findings in `folder`, under names that hold a checksum of all that they depend on; None keeps nothing."""
+
+    folder: Path | None
+
+    def path(self, method: str, measure: str, key: Any) -> Path | None:
+        digest = hashlib.sha256(json.dumps(plain(key), sort_keys=True).encode()).hexdigest()[:16]
+        name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', method)}-{measure}-{digest}.json"
+        return None if self.folder is None else self.folder / name
+
+    def read(self, path: Path | None) -> dict[str, Any] | None:
+        if path is None or not path.exists():
+            return None
+        try:
+            found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as e:
+            raise RunError(f"cannot read {path}: {e}; remove it to measure again") from e
+        return found
+
+    def write(self, path: Path | None, finding: Mapping[str, Any]) -> None:
+        if path is not None:
+            write_text(path, json.dumps(finding))
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file whole or not at all; missing folders are made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, [text.encode()])
+    except OSError as e:
+        raise WriteError(f"cannot write {path}: {e.strerror or e}") from e
+    return path
+
+
+def plain(value: Any) -> Any:
+    """As JSON has it: lists, strings, numbers; what is no number (NaN, infinity) is null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, (str, int, bool)) or value is None else str(value)
