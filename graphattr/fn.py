@@ -14,11 +14,13 @@ import numpy as np
 
 from .errors import MethodError, MissingFit, UnsupportedOp
 from .graph import Array, Graph, Node, Value
+from .kinds import CONVOLUTIONS
 from .layers import Layer, LayerGraph, single
 from .pair import Flow
 from .spelled import spelled_out
 from .vjp import FROZEN, pull, pullback, total
 from .vjp.index import zeros_like
+from .vjp.taps import weight_cotangents
 
 Out = Value | tuple[Value | None, ...]  # None where nothing is sent to a data input
 SHAPES = {"Shape", "Size"}
@@ -162,13 +164,12 @@ class Site:
         assert found is not None
         return found
 
-    def weight_vjp(self, r: Value, x: Value, w: Value) -> Value:
-        """r, at what the linear operator makes (`z`), pulled back to the weight at (x, w): summed over samples and places."""
+    def weight_vjps(self, rs: Sequence[Value], x: Value, w: Value) -> list[Value]:
+        """Each r, at what the linear operator makes (`z`), pulled back to the weight at (x, w): sums over samples and places."""
         made, at = self.g.producer(self._emit(self._linear(x, w))), 1 - self._data_at
         assert made is not None
-        found = pull(self.g, made, [r], [at])[at]
-        assert found is not None
-        return found
+        found = weight_cotangents(self.g, made, rs) if made.op in CONVOLUTIONS else None
+        return found or [v for r in rs if (v := pull(self.g, made, [r], [at])[at]) is not None]
 
     def vjps(self, r: Out | Sequence[Value | None]) -> tuple[Value, ...]:
         """r pulled back through the layer as it stands: the cotangents of its data inputs, zeros where none arrives."""

@@ -43,7 +43,7 @@ def patterns(task: Task, *, kind: Kind = "relu", mean_y: Literal["active", "all"
     outputs: dict[str, Value] = {}
     for layer in layers:
         mask = kind if feeds_relu(task.graph, layer) else "linear"
-        for name, v in statistics(task, layer, units[layer.name], mask).items():
+        for name, v in statistics(task, layer, units[layer.name], mask, mean_y).items():
             outputs[f"{layer.name}/{name}"] = v
     sums = task.sums("patterns", outputs, lambda found: _exact(found, units)).sums
     learned: dict[str, dict[str, Array]] = {}
@@ -66,7 +66,7 @@ def feeds_relu(graph: LayerGraph, layer: Layer) -> bool:
 
 
 # -- in the graph -------------------------------------------------------------------------------------------------
-def statistics(task: Task, layer: Layer, units: Units, kind: Kind) -> dict[str, Value]:
+def statistics(task: Task, layer: Layer, units: Units, kind: Kind, mean_y: str) -> dict[str, Value]:
     """The sums of one batch. Over places: n = sum m, mean mu = sum m z / n, rests sum m (z - mu) and sum (z - mu), which are 0
     up to rounding where m is 1; over places and by weight: sum m x, sum m x (z - mu)."""
     g, site = task.g, task.site(layer)
@@ -74,27 +74,28 @@ def statistics(task: Task, layer: Layer, units: Units, kind: Kind) -> dict[str, 
     x, w, wide = site.x, site.w, layer.op not in CONVOLUTIONS  # of which ONNX Runtime has no kernels in float64
     if wide:
         x, w = g.Cast(x, to=DOUBLE), g.Cast(w, to=DOUBLE)
-
-    def by_weight(v: Value) -> Value:
-        return site.weight_vjp(g.Cast(v, to=DOUBLE) if wide else v, x, w)
-
     others = [a for a in range(z.rank) if a - z.rank not in units.axes]
 
     def over_places(v: Value) -> Value:
         return g.ReduceSum(v, others, keepdims=0)
 
     m = mask_of(g, z, kind)
+
+    def chosen(v: Value) -> Value:
+        return v if kind == "linear" else m * v
+
     n = g.ReduceSum(m, others, keepdims=1)
-    mu = g.ReduceSum(m * z, others, keepdims=1) / g.Max(n, 1.0)
+    mu = g.ReduceSum(chosen(z), others, keepdims=1) / g.Max(n, 1.0)
     centred = z - mu
+    patch, product = site.weight_vjps([g.Cast(v, to=DOUBLE) if wide else v for v in (m, chosen(centred))], x, w)
     return {
         "n": over_places(m),
         "count": g.Cast(g.Size(z), to=DOUBLE),
         "mean": mu,
-        "rest": over_places(m * centred),
-        "rest of all": over_places(centred),
-        "patch": by_weight(m),
-        "product": by_weight(m * centred),
+        "rest": over_places(chosen(centred)),
+        "rest of all": over_places(centred if mean_y == "all" else chosen(centred)),
+        "patch": patch,
+        "product": product,
     }
 
 

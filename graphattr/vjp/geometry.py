@@ -79,7 +79,7 @@ def spread(g: Graph, dy: Value, w: Value, x: Value, win: Window, group: int, sha
 def slide(g: Graph, x: Value, w: Value, y: Value, win: Window, group: int, shape: Shape) -> Value:
     """Conv(x, w) of y's spatial extent exactly."""
     if None in win.begin:
-        x, win = _padded(g, x, w, y, win), dataclasses.replace(win, begin=(0,) * len(win.end), end=(0,) * len(win.end))
+        x, win = padded(g, x, w, y, win), dataclasses.replace(win, begin=(0,) * len(win.end), end=(0,) * len(win.end))
     end, crop = [], {}
     for i, (size, out) in enumerate(zip(_spatial(x), _spatial(y), strict=True)):
         over = _over(win, i, size, out)
@@ -129,7 +129,7 @@ def _begin(g: Graph, win: Window, i: int, x: Value, y: Value, w: Value) -> Value
     return g.Div(_total(g, win, i, x, y, w) + int(win.lower), 2)
 
 
-def _padded(g: Graph, x: Value, w: Value, y: Value, win: Window) -> Value:
+def padded(g: Graph, x: Value, w: Value, y: Value, win: Window) -> Value:
     """x with its pads, computed at run time where the window needs it."""
     known = [b is not None for b in win.begin]
     begin = [g.const([b]) if b is not None else _begin(g, win, i, x, y, w) for i, b in enumerate(win.begin)]
