@@ -19,7 +19,7 @@ from graphattr.errors import GraphattrError, MethodError
 from tests.rules import engine, walks, zoo
 from tests.rules.test_methods import inner
 from tests.unit.test_lookups import IDS, lookup
-from tests.unit.tiny import array, mlp, model, node
+from tests.unit.tiny import array, mlp, model, node, renamed
 
 QUADRATURES = ["gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid"]
 
@@ -109,6 +109,15 @@ def test_several_references_of_one_pass():
     change = walks.score(c, c.x) - np.mean([walks.score(c, np.repeat(r[None], 3, 0)) for r in rows], 0)
     delta = next(v for k, v in got.items() if k.endswith("_delta"))
     near(delta, change - want.sum((1, 2, 3)), 1e-4)
+
+
+@pytest.mark.parametrize("method", ["deeplift.rescale", "deeplift.reveal_cancel", "occlusion"])
+def test_several_references_of_a_method_that_compares_inside(method):
+    c, rows = zoo.case("cnn"), rows_of(zoo.case("cnn"), 3)
+    many = engine.attribute(c.model, c.x, c.target, method, baselines=rows)["x"]
+    near(many, np.mean([found(c, method, baselines=r) for r in rows], 0), 1e-5)
+    with pytest.raises(GraphattrError, match="a ledger is of one"):
+        graphattr.convert(c.model, method, baselines=rows, ledger=True)
 
 
 @pytest.mark.parametrize("rectify", ["none", "integral", "steps"])
@@ -340,6 +349,13 @@ REFUSED = [
 def test_refused(method, params, words):
     with pytest.raises(GraphattrError, match=words):
         graphattr.convert(mlp(), method, **params)
+
+
+@pytest.mark.parametrize(("method", "params", "name"), [
+    ("integrated_gradients", {"baselines": "input"}, "x_baseline"), ("smoothgrad", {"noise": "input"}, "x_noise")])
+def test_a_name_that_is_taken(method, params, name):
+    with pytest.raises(GraphattrError, match=name):
+        graphattr.convert(renamed(mlp(), h=name), method, **params)
 
 
 def test_a_blur_needs_a_width():
