@@ -26,6 +26,7 @@ from .task import Task, fitter
 
 Kind = Literal["relu", "relu.negative", "linear"]
 FEW = 30  # a unit that was active at fewer places than this, or than it has weights, has a pattern of noise
+LARGE = 1e4  # a condition number from which float32 values say little
 NOISE = 1e-12  # w cov below this share of its terms is rounding: the unit does not vary
 DOUBLE = TensorProto.DOUBLE
 STATISTICS = ("n", "count", "mean", "rest", "rest of all", "patch", "product")
@@ -135,6 +136,11 @@ def _note(task: Task, layer: Layer, sums: Mapping[str, Array], w: Array, a: Arra
     n, enough = sums["n"], max(FEW, w.shape[1])
     condition = float((np.linalg.norm(w, axis=1) * np.linalg.norm(a, axis=1)).max())
     task.notes[layer.name] = {"condition": condition, "units": len(n), "fewest": int(n.min()), "never": int((n == 0).sum())}
+    if condition > LARGE:
+        task.warnings.append(
+            f"layer {layer.name!r}: condition number {condition:.0e}: what a unit reads varies mostly across its weights, so its "
+            "pattern is a small difference of large numbers"
+        )
     if (n < enough).any():
         task.warnings.append(
             f"layer {layer.name!r}: {int((n < enough).sum())} of {len(n)} units were active at fewer than {enough} places (the "

@@ -250,6 +250,16 @@ def test_half_precision_is_fitted_in_float32():
     assert a.scores["x"].any()
 
 
+def test_a_large_condition_number_is_said():
+    """w = (1, -1) reads two inputs that are nearly the same: cov lies across w."""
+    t = np.random.default_rng(0).standard_normal(400)
+    x = np.stack([t * (1 + 1e-4), t], 1).astype(np.float32)
+    made = tiny.model([tiny.node("Gemm", "x w", "y", "lin")], {"x": ["N", 2]}, {"y": ["N", 1]}, {"w": np.float32([[1], [-1]])})
+    with pytest.warns(graphattr.FitWarning, match="layer 'lin': condition number 2e.04"):
+        held = graphattr.fit(made, x, "pattern.net")
+    assert held.manifest["layers"]["lin"]["condition"] > 1e4
+
+
 def test_units_that_never_vary_have_no_pattern():
     """Never active, or always the same: zeros, and a warning that says how many."""
     w, b = np.ones((4, 3), np.float32), np.array([-100, 0, 50], np.float32)
