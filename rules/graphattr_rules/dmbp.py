@@ -14,7 +14,7 @@ import numpy as np
 from graphattr.errors import MethodError
 from graphattr.rule import Found, Graph, Job, Layer, Out, Site, Value, per_sample_sum, procedure, pullback, total
 
-from .piecewise import check, dot, offset, sources
+from .piecewise import check, dot, offset
 
 FIRST = 2.0  # |theta| where both passes agree at the start
 B1, B2, TINY = 0.9, 0.999, 1e-8
@@ -35,7 +35,7 @@ def dmbp(
     """x dy+/dx + x dy-/dx behind n_steps updates of the masks. mask="channel": one per channel (axis 1), else one per element.
 
     extras=True adds the outputs `positive_<x>` and `negative_<x>` (the two maps), `y_positive`, `y_negative`, `nuisance` (N),
-    and `loss` (n_steps + 1, N).
+    and `loss` (n_steps + 1, N). Without a rectifier there is nothing to learn: both passes are gradient x input.
     """
     if n_steps < 0 or lr <= 0:
         raise MethodError(f"dmbp needs n_steps >= 0 and lr > 0, not n_steps={n_steps} and lr={lr}")
@@ -54,7 +54,7 @@ def dmbp(
         made = [adam(body, t, d, m, v, *rates) for (t, d), m, v in zip(pairs, held[::2], held[1::2], strict=True)]
         return [*(new[0] for new in made), *(moment for new in made for moment in new[1:]), loss]
 
-    found = job.repeat(n_steps, [*thetas, *moments], step)
+    found = job.repeat(n_steps if thetas else 0, [*thetas, *moments], step)
     arrived = net.passes(job.g, found[: len(thetas)])
     loss, *parts = net.loss(job.g, arrived)
     maps = [[x * r for r in arrived.get(x, (0.0, 0.0))] for x in job.xs]  # none arrives at what y does not depend on
@@ -113,10 +113,11 @@ class Net:
 
         arrived = job.passed(g, [job.onehot, job.onehot], rule)
         free = [dot(g, layer, arrived[layer.y][0], c) for layer, c in added if layer.y not in below]
-        free += [per_sample_sum(g, x * arrived[x][0]) for x in sources(job) if x not in below and x not in job.xs]
+        sources = [x for x in arrived if x not in {y for layer in job.path for y in layer.ys}]
+        entering = [x for x in sources if x in below or x in job.xs]
+        free += [per_sample_sum(g, x * arrived[x][0]) for x in sources if x not in entering]
         output = total(g, free)
         rest = job.score if output is None else job.score - output
-        entering = [x for x in sources(job) if x in below or x in job.xs]
         return cls(job, slopes, thetas, entering, [(layer, c) for layer, c in added if layer.y in below], rest)
 
     def passes(self, g: Graph, thetas: Sequence[Value]) -> Arrived:
@@ -156,12 +157,9 @@ def per_channel(g: Graph, v: Value) -> Value:
 
 def below_rectifiers(job: Job) -> set[Value]:
     """The tensors that reach the output through some rectifier; MethodError for a network that is not piecewise linear."""
-    below, seen = set[Value](), False
+    below = set[Value]()
     for layer in reversed(job.path):
         check(job, layer, "dmbp")
-        seen = seen or layer.kind == "relu"
         if layer.kind == "relu" or any(y in below for y in layer.ys):
             below.update(layer.xs)
-    if not seen:
-        raise MethodError("dmbp masks rectifiers, and there is none between what is attributed to and the explained output")
     return below

@@ -45,12 +45,6 @@ def vanishes(v: Value | None) -> bool:
     return v is not None and v.data is not None and not v.data.any()
 
 
-def sources(job: Job) -> list[Value]:
-    """What the path reads and does not make."""
-    made = {y for layer in job.path for y in layer.ys}
-    return list(dict.fromkeys(x for layer in job.path for x in layer.xs if x not in made))
-
-
 def dot(g: Graph, layer: Layer, r: Value, c: Value) -> Value:
     """r . c per sample; a convolution's bias meets r summed over space."""
     if layer.nodes[0].op in ("Conv", "ConvTranspose"):

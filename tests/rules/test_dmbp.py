@@ -193,6 +193,17 @@ def test_every_constant_counts(monkeypatch):
     assert np.abs(found["nuisance"]).max() < 1e-5 * np.abs(found["y_positive"]).max()
 
 
+def test_without_rectifiers():
+    """Each pass is gradient x input of what is linear, or of the output itself."""
+    c = zoo.case("cnn")
+    for wrt in (next(l.output for l in c.net.layers if l.op == "Flatten"), c.net.output):
+        found = extras(c, wrt=[wrt], n_steps=5)
+        want = engine.attribute(c.model, c.x, c.target, "gradient_x_input", wrt=[wrt])[wrt]
+        close(found[f"positive_{wrt}"], want)
+        close(found[wrt], 2 * want)
+        close(found["loss"], np.abs(want.reshape(3, -1).sum(1))[None], floor=1e-5)
+
+
 def test_the_largest_of_data_and_a_constant_is_refused():
     b = zoo.Build(33, 6)
     h = b.op("Max", b.matmul("x", 6, 5), b.matmul("x", 6, 5), b.weight(5))
@@ -366,7 +377,7 @@ def test_a_choice_by_the_data_is_refused_and_one_by_a_constant_adds_its_value():
 
 @pytest.mark.parametrize(("params", "message"), [
     ({"n_steps": -1}, "n_steps >= 0"), ({"lr": 0.0}, "lr > 0"), ({"optimizer": "sgd"}, "optimizer"), ({"mask": "filter"}, "mask"),
-    ({"delta": True}, "delta"), ({"ledger": True}, "ledger"), ({"wrt": "flatten7"}, "none between")])
+    ({"delta": True}, "delta"), ({"ledger": True}, "ledger")])
 def test_what_makes_no_sense_is_an_error(params, message):
     with pytest.raises(graphattr.MethodError, match=message):
         graphattr.convert(zoo.case("cnn").model, method="dmbp", target=0, **params)
