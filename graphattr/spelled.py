@@ -1,4 +1,4 @@
-"""Normalisations and softmaxes that are one operator, spelled out in elementary ones."""
+"""Normalisations and lengths that are one operator, spelled out in elementary ones."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from .infer import schema_of
 from .vjp.elementwise import typed_like
 from .vjp.function import inline
 from .vjp.norm import mean, per_channel, standardised, wide, window_sum
+from .vjp.reduce import is_noop, known_axes
 
 Spelling = Callable[[Graph, Node], Value]
 
@@ -70,8 +71,18 @@ def lp_normalization(g: Graph, n: Node) -> Value:
     """x / |x|_p; a norm of 0 counts as 1."""
     (x,), axis = _inputs(n), n.attrs.get("axis", -1)
     norm = g.ReduceSum(x * x, [axis], keepdims=1) if n.attrs.get("p", 2) == 2 else g.ReduceSum(g.Abs(x), [axis], keepdims=1)
-    norm = norm + g.Where(g.Equal(norm, 0.0), 1.0, 0.0)
+    norm = norm + g.Where(g.Equal(norm, 0.0), g.const(1.0, x.dtype), 0.0)
     return x / (g.Sqrt(norm) if n.attrs.get("p", 2) == 2 else norm)
+
+
+def length(g: Graph, n: Node) -> Value:
+    """|x|_1 or |x|_2 over axes."""
+    x, keep = _inputs(n)[0], n.attrs.get("keepdims", 1)
+    if is_noop(n):
+        return g.Abs(x)
+    if n.op == "ReduceL1":
+        return g.ReduceSum(g.Abs(x), known_axes(n), keepdims=keep)
+    return g.Sqrt(g.ReduceSum(x * x, known_axes(n), keepdims=keep))
 
 
 def lrn(g: Graph, n: Node) -> Value:
@@ -89,4 +100,6 @@ SPELLINGS: dict[str, Spelling] = {
     "MeanVarianceNormalization": mean_variance_normalization,
     "LpNormalization": lp_normalization,
     "LRN": lrn,
+    "ReduceL1": length,
+    "ReduceL2": length,
 }

@@ -16,6 +16,7 @@ from .deeplift_parts import (
     change,
     changes,
     either,
+    images,
     inside,
     is_masked,
     parts,
@@ -111,7 +112,7 @@ def affine(g: Graph, layer: Site, r: Flow) -> Flows:
     if isinstance(r, Value):
         return layer.vjps(r)
     sent = []
-    for i, k in enumerate(factors(layer)):
+    for i, k in enumerate(factors(g, layer)):
         plus, minus = g.Where(k >= 0.0, r.plus, r.minus), g.Where(k >= 0.0, r.minus, r.plus)
         sent.append(Pair(layer.vjps(plus)[i], layer.vjps(minus)[i]))
     return tuple(sent)
@@ -123,17 +124,17 @@ def affine_changes(g: Graph, layer: Site) -> Sequence[Parts]:
     if is_masked(layer):
         return rescale_changes(g, layer)
     plus, minus = [], []
-    for k, x in zip(factors(layer), layer.xs, strict=True):
+    for k, x in zip(factors(g, layer), layer.xs, strict=True):
         rise, fall = parts(g, layer, x)
         plus.append(k * g.Where(k >= 0.0, rise, fall))
         minus.append(k * g.Where(k >= 0.0, fall, rise))
     return [(total(g, plus), total(g, minus))]  # type: ignore[list-item]
 
 
-def factors(layer: Site) -> list[Value]:
+def factors(g: Graph, layer: Site) -> list[Value]:
     """What each data input of an affine layer is multiplied by, in the output's shape."""
-    zero = layer.at_zero()
-    return [layer.at({v: v * 0.0 + float(v is x) for v in layer.xs}) - zero for x in layer.xs]
+    units = [[v * 0.0 + float(v is x) for v in layer.xs] for x in layer.xs]
+    return [k for (k,) in images(g, layer, layer.vjps, units)]
 
 
 @rule("deeplift.maxpool", kinds={"maxpool"}, compares=True, pairs=True)

@@ -62,20 +62,27 @@ def after(g: Graph, layer: Site, f: Inside, params: Mapping[str, Any]) -> Sequen
 
 
 def pushed(g: Graph, layer: Site, f: Inside, **params: Any) -> Sequence[Parts]:
-    """The parts through the linear map whose adjoint the rule f is: d/dm of <m_x, d_x>, m being what arrives."""
-    start = len(g.nodes)
+    """The parts through the linear map whose adjoint the rule f is."""
+    found = [parts(g, layer, x) for x in layer.xs]
+    rise, fall = images(g, layer, lambda m: f(g, layer, m, **params), [[p[side] for p in found] for side in (0, 1)])
+    return list(zip(rise, fall, strict=True))
+
+
+def images(g: Graph, layer: Site, adjoint: Inside, changes: Sequence[Sequence[Value]]) -> list[list[Value]]:
+    """Each of `changes` (one value per data input) through the map whose adjoint is given: d/dm of <m_x, d_x>, m what arrives."""
     ms = [g.Identity(y) for y in layer.layer.ys]
-    out = f(g, layer, ms[0] if len(ms) == 1 else tuple(ms), **params)
-    outs = out if isinstance(out, tuple) else (out,)
-    shares = [(x, fit(g, m, x)) for x, m in zip(layer.xs, outs, strict=True) if m is not None]
-    both: list[list[Value]] = []
-    for side in (0, 1):
+    out = adjoint(ms[0] if len(ms) == 1 else tuple(ms))
+    shares = [m if m is None else fit(g, m, x) for x, m in zip(layer.xs, out if isinstance(out, tuple) else (out,), strict=True)]
+    start = next(i for i in reversed(range(len(g.nodes))) if ms[0] in g.nodes[i].outputs)
+    made = []
+    for ds in changes:
         seeds: dict[Value, list[Value]] = {}
-        for x, m in shares:
-            seeds.setdefault(m, []).append(parts(g, layer, x)[side])
-        found = pullback(g, {m: d for m, ds in seeds.items() if (d := total(g, ds)) is not None}, ms, g.nodes[start:])
-        both.append([found[m] if m in found else y * 0.0 for m, y in zip(ms, layer.layer.ys, strict=True)])
-    return list(zip(*both, strict=True))
+        for m, d in zip(shares, ds, strict=True):
+            if m is not None:
+                seeds.setdefault(m, []).append(d)
+        found = pullback(g, {m: s for m, each in seeds.items() if (s := total(g, each)) is not None}, ms, g.nodes[start:])
+        made.append([found[m] if m in found else y * 0.0 for m, y in zip(ms, layer.layer.ys, strict=True)])
+    return made
 
 
 # -- layers that are another function at the reference ------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""DeepLIFT in float64 on explicit matrices: both multipliers and both parts of every change are always carried, as the papers say.
+"""DeepLIFT in float64 on explicit matrices: both multipliers and both parts of every change are always carried.
 
-A change is a pair (rising part, falling part) from the forward pass, a multiplier a pair from the backward pass. Every rule is written
-for pairs; that Rescale never tells them apart is found, not assumed.
+A change is a pair (rising part, falling part) from the forward pass, a multiplier a pair from the backward pass. Every rule is
+written for pairs; that Rescale never tells them apart is found, not assumed.
 """
 
 from __future__ import annotations

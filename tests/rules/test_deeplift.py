@@ -39,7 +39,7 @@ def pooled():
 
 
 def mixed():
-    """Averages, differences, factors of either sign, products and quotients between rectifiers; dense layers behind convolutions."""
+    """Averages, differences, factors of either sign, products and quotients; dense layers behind convolutions."""
     b = zoo.Build(32, 2, 5, 5)
     h = b.op("AveragePool", b.conv("x", 2, 4), kernel_shape=[2, 2], strides=[1, 1])
     h = b.op("Tanh", b.op("Mul", h, b.const(np.float32([[[1.5]], [[-0.7]], [[0.4]], [[-2.0]]]))))
@@ -132,7 +132,8 @@ def test_the_cases_differ():
     maps = {which: expected("mixed", which)[1]["x"] for which in CASES}
     for a, b in (("rescale", "genomics"), ("genomics", "reveal_cancel"), ("ablation", "ablation of the text")):
         assert not close(maps[a], maps[b], 1e-2)
-    for a, b in (("rescale", "rescale, winners only"), ("reveal_cancel", "reveal_cancel, winners only"), ("rescale", "reveal_cancel")):
+    pairs = [("rescale", "rescale, winners only"), ("reveal_cancel", "reveal_cancel, winners only"), ("rescale", "reveal_cancel")]
+    for a, b in pairs:
         assert not close(expected("pooled", a)[1]["x"], expected("pooled", b)[1]["x"], 1e-2)
 
 
@@ -197,7 +198,8 @@ def test_symbolic_height_and_width(which):
         dim.dim_param = free
     del model.graph.value_info[:]
     c, (method, params, _) = case("cnn"), CASES[which]
-    got = engine.run(engine.session(model, method, baselines="input", **params), c.x, target=c.target, x_baseline=reference("cnn"))
+    explainer = engine.session(model, method, baselines="input", **params)
+    got = engine.run(explainer, c.x, target=c.target, x_baseline=reference("cnn"))
     assert close(got["x"], expected("cnn", which)[1]["x"])
 
 
