@@ -52,7 +52,18 @@ def test_the_further_the_weights_the_less_alike():
     for key in ("spearman", "ssim", "top_overlap"):
         assert 1 > near["explanation"][key]["value"] > far["explanation"][key]["value"], key
     assert 0 < near["prediction"]["probability"] < far["prediction"]["probability"]
-    assert far["prediction"]["agreement"] < 1
+
+
+def test_agreement_counts_classes():
+    """y = (x0, x1) against y = (x1, x0): the classes agree nowhere, and the two features change their places."""
+    nets = [model([node("MatMul", "x w", "y")], {"x": ["N", 2]}, {"y": ["N", 2]}, {"w": np.eye(2, dtype=np.float32)[k]})
+            for k in ([0, 1], [1, 0])]
+    found = graphattr.diff(*nets, np.array([[3.0, 1.0], [1.0, 2.0]], np.float32), "gradient_x_input", top=0.5)
+    assert found["prediction"]["agreement"] == 0
+    assert found["prediction"]["score"] == 2
+    assert [(w["a"], w["b"]) for w in sorted(found["samples_worst"], key=lambda w: w["sample"])] == [(0, 1), (1, 0)]
+    assert found["explanation"]["top_overlap"]["values"] == [0, 0]
+    assert found["explanation"]["spearman"]["values"] == [-1, -1]
 
 
 def test_the_worst_samples_come_first():
