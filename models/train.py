@@ -39,7 +39,7 @@ class Recipe:
 RECIPES = {
     "mnist_mlp": Recipe("dense 512 relu dense 512 relu dense 10", (784,), flat_digits, 10, 100, 1e-3, "MLP-M of MIP-IN"),
     "mnist_cnn": Recipe("conv 32 relu pool conv 64 relu pool flatten dense 128 relu dense 10", (28, 28, 1), digits, 3, 50, 1e-3,
-                        "CNN-M of MIP-IN, its kernels and widths ours"),
+                        "CNN-M of MIP-IN, kernels and widths ours"),
     "csc_cifar": Recipe("conv 32 relu conv 64 relu pool conv 128 relu conv 128 relu pool flatten dense 1024 relu dense 10",
                         (32, 32, 3), digits_on_photos, 3, 50, 1e-3, "the CIFAR-10 network of When Explanations Lie, no dropout"),
     "halfmoon": Recipe("dense 5 relu dense 3 relu dense 1", (2,), moons, 5000, 800, 5e-4, "the half-moon network of DGA", seed=1),
