@@ -61,8 +61,8 @@ def binder(graph: LayerGraph, method: Method, path: Sequence[Layer]) -> Callable
             if any(REGISTRY.rules[a.rule].compares and names & inside for a, names in matched):
                 raise UnsupportedOp(
                     f"method {method.name!r} compares every tensor with its reference, and layer {layer.name!r} (operator "
-                    f"{layer.op}) has a body, whose tensors have none: export the model with a fixed number of steps, so that "
-                    f"they are written out in time, attribute to a tensor behind it (such as wrt=[{layer.y.name!r}]), or use "
+                    f"{layer.op}) has a body, whose tensors have none: export the model with a fixed number of steps, up to 32 "
+                    f"of which are written out in time, attribute to a tensor behind it (such as wrt=[{layer.y.name!r}]), or use "
                     "integrated_gradients"
                 )
             return Bound(BODY, {}, "its bodies' layers have rules of their own")

@@ -16,7 +16,7 @@ import torch
 from tests.conformance import nets, peers
 
 TOLERANCE = 2e-5
-# Not here: PReLU, ReLU6, Hardswish and SiLU, which captum passes by the gradient; dilated and overhanging windows, where it raises.
+# Not here: PReLU, ReLU6, Hardswish and SiLU, which captum passes by the gradient; dilated and overhanging windows (it raises).
 NETS = ["cnn", "biased", "transposed", "mlp", "signal", "volume"]
 
 
