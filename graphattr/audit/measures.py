@@ -49,6 +49,11 @@ class Subject:
         return self.feeds[self.name]
 
     @property
+    def entries(self) -> int:
+        """How many scores there are to explain."""
+        return int(self.scorer({k: v[: self.scorer.batch_size] for k, v in self.feeds.items()}).shape[1])
+
+    @property
     def granularity(self) -> str:
         """Pixels of pictures with channels first, else every element by itself."""
         return "pixel" if self.layout == "NCHW" and self.x.ndim == 4 else "element"
@@ -182,6 +187,8 @@ def _init(init: str) -> Any:
 def random_logit(s: Subject) -> Finding:
     """Similarity of the map of a class to that of another one, drawn at random."""
     s.needs_no_fit()
+    if s.entries == 2:
+        raise MethodError("of two classes one speaks for what the other speaks against, and maps are compared but for their sign")
     found = measure.random_logit(
         s.model, s.feeds, s.method, target=s.target, random_state=s.seed, compare=s.alike,
         providers=s.providers, batch_size=s.batch_size, **s.params,
@@ -194,6 +201,9 @@ def convergence(s: Subject, *, vectors: int = 5, tensors: int = 8) -> Finding:
     """|cos| of what different relevances at the output become at the inputs of layers that have channels to compare, down to the
     explained input. `tensors` 0: at each."""
     s.needs_no_fit()
+    if s.method.forward_only or s.entries < 2:
+        why = "it sends no relevance down the layers" if s.method.forward_only else "the explained output has one entry"
+        raise MethodError(why)
     if vectors < 2:
         raise RunError("convergence compares vectors: at least 2 are needed")
     names, maps = _tensors(s, tensors), _channels(s)
@@ -239,7 +249,7 @@ def _channels(s: Subject) -> dict[str, int]:
 def flipping(s: Subject, *, steps: int = 20, baseline: float = 0.0) -> Finding:
     """The probability of the class while features go to the baseline: most relevant first (deletion), least relevant first (which
     is insertion, read from the end), and in random order. faithfulness: area of the last but one minus that of the first."""
-    if s.scorer(s.feeds).shape[1] < 2:
+    if s.entries < 2:
         raise MethodError("the explained output has one entry, so there is no probability of a class")
     rng = np.random.Generator(np.random.PCG64(s.seed))
     chance: Array = np.asarray(rng.standard_normal(s.attribution.shape))

@@ -9,19 +9,19 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from onnx import numpy_helper
+from onnx.external_data_helper import load_external_data_for_model
 
 from ..canonical import canonicalise
 from ..errors import MethodError
-from ..graph import Array, Graph
+from ..graph import Array, Graph, Value
 from ..layers import Layer, to_layers
 from ..method import load_method
-from ..onnxio import write_model
 from ..runtime import Explainer
 from ..source import read
 from ..street import MethodLike, Order, street
 from .maps import ssim_flip
 from .result import Measure
-from .scoring import Feeds, Scorer, explained
+from .scoring import Feeds, Scorer, bare_model, explained
 
 Compare = Callable[[Array, Array], Measure]
 
@@ -122,21 +122,52 @@ def _randomised(model: Any, init: str, random_state: int) -> Iterator[tuple[str,
     """(layer, the model with that linear layer and all above it re-initialised), from the output down."""
     canonical = canonicalise(read(model))
     graph = canonical.graph
-    proto = write_model(graph)
+    proto = bare_model(canonical, graph)
+    if canonical.source.folder is not None:
+        load_external_data_for_model(proto, str(canonical.source.folder))
     held = {t.name: t for t in proto.graph.initializer}
     rng = np.random.Generator(np.random.PCG64(random_state))
     for layer in reversed(_linear_layers(graph)):
-        for name in dict.fromkeys(v.name for n in layer.nodes for v in n.inputs if v is not None and v.is_const and v.is_float):
-            old = numpy_helper.to_array(held[name])
-            held[name].CopyFrom(numpy_helper.from_array(_drawn(old, init, rng), name))
+        for v in _learned(graph, layer):
+            old = numpy_helper.to_array(held[v.name])
+            held[v.name].CopyFrom(numpy_helper.from_array(_drawn(old, init, rng, v.is_float), v.name))
         yield layer.name, proto
 
 
-def _drawn(old: Array, init: str, rng: np.random.Generator) -> Array:
-    """A weight drawn anew; a bias (one axis that counts) is 0."""
-    if sum(d > 1 for d in old.shape) < 2:
+def _learned(graph: Graph, layer: Layer) -> list[Value]:
+    """The constants that hold the layer's weight and bias; behind a DequantizeLinear its levels, not their scale."""
+    direct = [v for n in layer.nodes for v in n.inputs if v is not None and v.is_const and v.is_float]
+    behind = [_stored(graph, v) for v in (layer.w, layer.b) if v is not None and not v.is_const]
+    found = list(dict.fromkeys(v for v in (*direct, *behind) if v is not None))
+    if not any(_is_weight(v.shape or ()) for v in found):
+        raise MethodError(f"layer {layer.name!r} keeps its weight in no constant, so it cannot be drawn anew")
+    return found
+
+
+def _stored(graph: Graph, value: Value) -> Value | None:
+    """The constant that a value was made of, by nodes that change its type or form."""
+    while not value.is_const:
+        node = graph.producer(value)
+        if node is None or node.inputs[0] is None:
+            return None
+        value = node.inputs[0]
+    return value
+
+
+def _is_weight(shape: Sequence[Any]) -> bool:
+    """A bias has one axis that counts."""
+    return len([d for d in shape if d != 1]) > 1
+
+
+def _drawn(old: Array, init: str, rng: np.random.Generator, is_float: bool) -> Array:
+    """A weight drawn anew, in whole levels where it is quantised; a bias is 0."""
+    if not _is_weight(old.shape):
         return np.zeros_like(old)
+    wide = np.asarray(old, np.float64)
+    if not is_float:
+        levels = np.clip(np.rint(rng.normal(wide.mean(), wide.std(), old.shape)), wide.min(), wide.max())
+        return np.asarray(levels.astype(old.dtype))
     if init == "kaiming":
         bound = np.sqrt(6 / max(1, old[0].size))
         return np.asarray(rng.uniform(-bound, bound, old.shape), old.dtype)
-    return np.asarray(rng.normal(0.0, old.std(), old.shape), old.dtype)
+    return np.asarray(rng.normal(0.0, wide.std(), old.shape), old.dtype)

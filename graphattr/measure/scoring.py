@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
+import onnx
 
-from ..canonical import canonicalise
+from ..canonical import Canonical, canonicalise
 from ..errors import RunError
-from ..graph import Array
+from ..graph import Array, Graph
 from ..onnxio import write_model
 from ..runtime import Attribution, Explainer, open_session
 from ..simplify import prune, with_nodes
@@ -17,6 +18,13 @@ from ..source import read
 from ..targets import explained_output
 
 Feeds: TypeAlias = "Mapping[str, Array] | Array"
+
+
+def bare_model(canonical: Canonical, graph: Graph) -> onnx.ModelProto:
+    """The graph with the source's imports of foreign operators (trees, contrib)."""
+    proto = write_model(graph)
+    proto.opset_import.extend(o for o in canonical.model.opset_import if o.domain not in ("", "ai.onnx"))
+    return proto
 
 
 class Scorer:
@@ -27,7 +35,7 @@ class Scorer:
         canonical = canonicalise(read(model))
         y = explained_output(canonical, output, True).y
         graph = canonical.graph
-        proto = write_model(prune(with_nodes(graph, graph.nodes, [("graphattr_scores", y)])))
+        proto = bare_model(canonical, prune(with_nodes(graph, graph.nodes, [("graphattr_scores", y)])))
         self.session = open_session(proto, canonical.source.folder, providers)
         self.inputs = [v.name for v in graph.inputs]
         fixed = [v.shape[0] for v in graph.inputs if v.shape and isinstance(v.shape[0], int)]

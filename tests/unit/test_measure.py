@@ -131,3 +131,50 @@ def test_randomisation_notices_what_the_gradient_sees():
     relevance = measure.cascading_randomisation(model, x, "lrp.zplus")
     assert relevance.measures[0].value > cascade.measures[0].value
     assert measure.random_logit(model, x, "lrp.zplus").value > measure.random_logit(model, x, "gradient").value
+
+
+def two_layers(quantised=False):
+    """x [N, 6] -> 20 -> 4; the weights as they are, or as int8 levels behind a DequantizeLinear with a scale of 1/64."""
+    rng = np.random.default_rng(0)
+    made = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]> g (float[N,6] x) => (float[N,4] y) {
+        h = MatMul (x, v) a = Relu (h) y = MatMul (a, w) }""")
+    for k, (name, shape) in enumerate({"v": (6, 20), "w": (20, 4)}.items()):
+        levels = rng.integers(-100, 100, shape).astype(np.int8)
+        if not quantised:
+            made.graph.initializer.append(onnx.numpy_helper.from_array((levels / 64).astype(np.float32), name))
+            continue
+        made.graph.initializer.extend([onnx.numpy_helper.from_array(levels, f"{name}_q"),
+                                       onnx.numpy_helper.from_array(np.float32(1 / 64), f"{name}_s")])
+        made.graph.node.insert(k, onnx.helper.make_node("DequantizeLinear", [f"{name}_q", f"{name}_s"], [name]))
+    return made
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_randomisation_reaches_quantised_weights(quantised):
+    """Levels are drawn anew and scales stay: the map changes as it does without quantisation."""
+    x = np.random.default_rng(1).standard_normal((6, 6)).astype(np.float32)
+    found = measure.cascading_randomisation(two_layers(quantised), x, "gradient", compare=measure.spearman)
+    assert found.depths == [1, 2]
+    assert all(np.isfinite(m.values).all() and m.value < 0.9 for m in found.measures)
+
+
+def test_randomisation_at_some_depths():
+    x = np.random.default_rng(1).standard_normal((2, 6)).astype(np.float32)
+    every = measure.cascading_randomisation(two_layers(), x, "gradient", compare=measure.spearman)
+    one = measure.cascading_randomisation(two_layers(), x, "gradient", compare=measure.spearman, at_most=1, batch_size=1)
+    assert len(every.depths) == 2
+    assert one.depths == [1]
+    np.testing.assert_allclose(one.measures[0].values, every.measures[0].values)
+
+
+def test_randomisation_reads_weights_that_lie_beside_the_file(tmp_path):
+    x = np.random.default_rng(1).standard_normal((2, 6)).astype(np.float32)
+    onnx.save(two_layers(), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    beside = measure.cascading_randomisation(tmp_path / "m.onnx", x, "gradient", compare=measure.spearman)
+    held = measure.cascading_randomisation(two_layers(), x, "gradient", compare=measure.spearman)
+    assert [m.value for m in beside.measures] == [m.value for m in held.measures]
+
+
+def test_weights_that_no_constant_holds():
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[N,4] x) => (float[N,4] y) { y = Exp (x) }'
+    assert measure.cascading_randomisation(onnx.parser.parse_model(text), X, "gradient").layers == []
