@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_method(learn, None)
     learn.add_argument("--target", metavar="T", help="the target to learn for, or several with commas, where the method needs it")
     learn.add_argument("--labels", metavar="FILE", help="a class per sample: .npy, or text with one number per line")
-    learn.add_argument("--batch-size", type=arguments.count, default=32, metavar="N", help="samples that are run at once (default 32)")
+    learn.add_argument("--batch-size", type=arguments.count, default=32, metavar="N", help="samples run at once (default 32)")
     learn.add_argument("--state", metavar="FILE", help="go on from here when interrupted; removed when the fit is done")
     learn.add_argument("--preprocess", default=None, metavar="P", help="imagenet, tf, lite, none, or a .toml (default: none)")
     learn.add_argument("--provider", default="cpu", metavar="P", help="cpu, cuda or tensorrt")

@@ -1,4 +1,4 @@
-"""Shape arithmetic: the elements of small integer and boolean tensors, followed through Shape, Gather, Mul ... as far as known."""
+"""Shape arithmetic: elements of small integer and boolean tensors, followed through Shape, Gather, Mul ... as far as known."""
 
 from __future__ import annotations
 

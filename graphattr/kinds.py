@@ -4,7 +4,7 @@ A kind says how relevance may be shared, so that rules never learn operator name
 
 linear      weights: Conv, ConvTranspose, Gemm, MatMul (+ Add of a bias), Einsum with a constant
 sum         Add, Sub, Sum, Mean of several data tensors
-mean        linear without weights: average pooling, ReduceMean, ReduceSum, linear Resize; lengths, which x times the slope adds up to
+mean        linear without weights: average pooling, ReduceMean, ReduceSum, linear Resize; lengths (x times the slope adds up)
 shift       data plus a constant that is no bias           scale      data times a constant
 batchnorm   a BatchNormalization that could not be folded  norm       LayerNormalization and its relatives
 product     data times data                                quotient   data over data
@@ -12,6 +12,7 @@ bilinear    MatMul, Gemm, Einsum of two data tensors       softmax    Softmax in
 relu        rectifiers: Relu, LeakyRelu, PRelu, Clip ...   smooth     any other function of one element
 maxpool     one input wins: MaxPool, ReduceMax, Max ...    structure  moves elements: Reshape, Concat, Slice, Gather ...
 other       has a derivative, and no reading as one of the above
+control     If, Loop, Scan: their bodies hold layers
 unknown     no derivative
 """
 

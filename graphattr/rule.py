@@ -32,6 +32,7 @@ from .vjp import fit, pullback, total
 from .vjp.reduce import reduction
 
 __all__ = [
+    "SIGMA",
     "Baselines",
     "Flow",
     "Flows",
@@ -44,7 +45,6 @@ __all__ = [
     "Operand",
     "Out",
     "Pair",
-    "SIGMA",
     "Site",
     "Value",
     "added",

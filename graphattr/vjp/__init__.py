@@ -21,7 +21,21 @@ from . import (  # noqa: F401  (registration)
 )
 from .control import data_inside, pull_control, scanned_inside
 from .norm import FROZEN
-from .registry import CONSTANT, CONTROL, VJPS, data_outputs, depends, fit, has_vjp, is_constant, is_control, pull, pullback, total, vjp
+from .registry import (
+    CONSTANT,
+    CONTROL,
+    VJPS,
+    data_outputs,
+    depends,
+    fit,
+    has_vjp,
+    is_constant,
+    is_control,
+    pull,
+    pullback,
+    total,
+    vjp,
+)
 
 __all__ = [
     "CONSTANT",

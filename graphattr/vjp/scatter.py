@@ -35,7 +35,7 @@ class Cells:
 @vjp("ScatterElements", "ScatterND")
 def scatter(g: Graph, n: Node, dy: Value) -> Cotangents:
     """none: d updates = dy read at the indices, dx = dy, 0 where it was overwritten.  add: the same, dx = dy everywhere."""
-    x, where, updates = operands(n)
+    _, where, updates = operands(n)
     cells, reduction = Cells(g, n.op, where, n.attrs.get("axis", 0)), n.attrs.get("reduction", "none")
     if reduction == "mul":
         return scatter_mul(g, n, dy, cells)

@@ -375,7 +375,7 @@ def test_a_fitted_is_bound_to_its_model_and_method(whole, tmp_path):
     command = re.escape(f"graphattr fit {path} DATA --method pattern.net -o FITTED.npz")
     with pytest.raises(graphattr.MissingFit, match=command):
         graphattr.convert(path, "pattern.net")
-    with pytest.raises(graphattr.MissingFit, match="'pattern.net'"):
+    with pytest.raises(graphattr.MissingFit, match=r"'pattern\.net'"):
         graphattr.convert(mlp(), "integrated_gradients", base="pattern.net")
     assert graphattr.inspect(path, "pattern.net")["problems"] == [], "looking needs no fit"
 

@@ -29,7 +29,8 @@ def test_conv():
 @pytest.mark.parametrize(("attrs", "f"), [
     ({}, lambda y: y), ({"activation": "Relu"}, lambda y: np.maximum(y, 0)), ({"activation": "Tanh"}, np.tanh),
     ({"activation": "LeakyRelu", "activation_params": [0.3]}, lambda y: np.where(y > 0, y, 0.3 * y)),
-    ({"activation": "Clip", "activation_params": [-0.5, 1.0]}, lambda y: np.clip(y, -0.5, 1.0))], ids=["none", "relu", "tanh", "leaky", "clip"])
+    ({"activation": "Clip", "activation_params": [-0.5, 1.0]}, lambda y: np.clip(y, -0.5, 1.0))],
+    ids=["none", "relu", "tanh", "leaky", "clip"])
 @pytest.mark.parametrize("sums", [False, True])
 def test_fused_conv(attrs, f, sums):
     y = conv(IMAGE, **CONV)
