@@ -112,8 +112,8 @@ def test_no_module_is_long(name, top, path):
 def test_operator_names_are_asked_in_few_places():
     """Branching on an operator's name belongs to vjp, the surgery, layers and what reads files."""
     allowed = {"vjp", "surgery", "folding", "canonical", "layers", "onnxio", "upgrade", "foreign", "rewrite", "wellformed",
-               "composites", "normalisations", "kinds", "signs", "recurrent", "infer", "growth", "sequences", "lookups", "targets",
-               "simplify", "lower", "fn", "source", "spelled", "blocks", "units", "fit"}
+               "composites", "normalisations", "kinds", "signs", "recurrent", "infer", "growth", "sequences", "lookups",
+               "targets", "simplify", "lower", "fn", "source", "spelled", "blocks", "units", "fit"}
     asks = re.compile(r"""\.op(_type)?\s*(==|!=|in|not in)\s*[(\[{]?\s*["']""")
     for name, top, path in modules():
         if asks.search(path.read_text(encoding="utf-8")):
