@@ -80,7 +80,7 @@ def _verdict(report: Mapping[str, Any]) -> list[str]:
     if report["gate"]:
         bad = [line for line in report["gate"] if line["failed"]]
         said = "".join(f"<br>{escape(_gate_line(line))}" for line in bad)
-        head = f"The gate fails: {len(bad)} of {len(report['gate'])} rules" if bad else "The gate is passed: no rule fails"
+        head = f"The gate fails in {len(bad)} of {len(report['gate'])} cases" if bad else "The gate is passed"
         found.append(f'<p class="gate {"bad" if bad else "good"}"><b>{head}</b>{said}</p>')
     asked = [c for c in CHECKS if any(line["check"] == c for m in methods.values() for line in m["verdict"])]
     rows = []

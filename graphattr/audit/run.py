@@ -32,7 +32,7 @@ from .data import Samples, load_samples
 from .gate import parse
 from .measures import MEASURES, Finding, Subject, check_measures
 from .page import page
-from .profile import Profile, load_profile
+from .profile import THRESHOLDS, Profile, load_profile
 from .state import State, plain, write_text
 from .verdict import sentences, summary
 
@@ -266,6 +266,7 @@ def _provenance(bench: Bench, labels: Any, target: Any, rules: Sequence[str]) ->
     s, scores = bench.samples, bench.scorer(bench.samples.feeds)
     predicted = scores.argmax(1)
     graph, path = bench.source.model.graph, bench.source.path
+    profile = replace(bench.profile, fail_on=rules, thresholds={**THRESHOLDS, **bench.profile.thresholds})
     types = {v.name: f"{v.dtype}{shape_text(v.shape)}" for v in canonicalise(bench.source).graph.inputs}
     return {
         "model": {
@@ -278,6 +279,6 @@ def _provenance(bench: Bench, labels: Any, target: Any, rules: Sequence[str]) ->
             "labels": s.labels, "predicted": predicted, "explained": bench.target,
             "probability": softmax(scores)[np.arange(len(scores)), bench.target],
         },
-        "settings": {**plain(replace(bench.profile, fail_on=rules)), "provider": str(bench.providers or "cpu")},
+        "settings": {**plain(profile), "provider": str(bench.providers or "cpu")},
     }
 

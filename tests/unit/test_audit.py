@@ -16,7 +16,7 @@ from graphattr.audit import METHODS, Profile, load_profile
 from graphattr.audit.charts import Curve, chart, png
 from graphattr.audit.gate import parse
 from graphattr.audit.measures import MEASURES
-from graphattr.audit.profile import PROFILES
+from graphattr.audit.profile import PROFILES, THRESHOLDS
 from tests.unit.tiny import I, array, mlp, model, node, saved
 
 pytest.importorskip("onnxruntime")
@@ -178,6 +178,7 @@ def test_json_has_its_schema_and_no_nan(tmp_path):
     assert set(data["samples"]) == {"number", "sha256", "input", "target", "labelled", "accuracy", "labels", "predicted",
                                     "explained", "probability"}
     assert data["samples"]["labels"] == [0, 1, 2, 3]
+    assert data["settings"]["thresholds"] == {**THRESHOLDS, "insensitive": 0.94}
     for method in data["methods"].values():
         assert set(method) == {"summary", "params", "expects", "source", "verdict", "measures"}
         assert list(method["measures"]) == list(QUICK.measures)
