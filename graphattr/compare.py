@@ -54,7 +54,7 @@ def diff(
     """Do two models predict and explain the same samples alike? Both explain the class that `a` predicts (or `target`).
 
     Inputs are matched by name, or with one input each by position; where `a` takes NCHW and `b` NHWC (or the reverse), `b` gets
-    the pictures transposed and its maps are turned back.
+    the pictures transposed and its maps are turned back. `b` may read another type (float16): samples are rounded to it.
 
     data, labels, preprocess: as for `audit`, for the inputs of `a`. samples: how many at most, spread over the data. top: the
     share of features that counts as the strongest. output: a file to write, an HTML page with the worst samples side by side.
@@ -70,7 +70,8 @@ def diff(
     first, second = (canonicalise(s) for s in sources)
     held = load_samples(first, data, labels, samples, preprocess, say)
     names, axes = _matched(first, second, held)
-    feeds = [dict(held.feeds), {names[k]: _moved(v, axes.get(k)) for k, v in held.feeds.items()}]
+    types = {v.name: v.dtype for v in second.graph.inputs}
+    feeds = [dict(held.feeds), {names[k]: _moved(v, axes.get(k)).astype(types[names[k]]) for k, v in held.feeds.items()}]
     scorers = [Scorer(m, providers=providers, batch_size=batch_size) for m in (a, b)]
     ys = [scorer(f) for scorer, f in zip(scorers, feeds, strict=True)]
     if ys[0].shape != ys[1].shape:

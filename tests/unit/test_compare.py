@@ -12,7 +12,7 @@ import graphattr
 from graphattr import measure
 from graphattr.compare import lines
 from tests.unit.test_audit import alone, cnn
-from tests.unit.tiny import array, mlp, model, node, renamed, saved
+from tests.unit.tiny import H, array, mlp, model, node, renamed, saved
 
 pytest.importorskip("onnxruntime")
 X = array(8, 1, 12, 12, seed=1)
@@ -83,6 +83,19 @@ def test_layouts_are_turned(swapped):
     assert found["prediction"]["score"] < 1e-5
     assert found["explanation"]["spearman"]["value"] == pytest.approx(1, abs=1e-4)
     assert found["explanation"]["ssim"]["value"] == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("first", ["half", "single"])
+def test_half_precision_against_single(first):
+    """One model reads float16, the other float32: each gets its own type."""
+    w = array(4, 3)
+    nets = {"half": model([node("Cast", "x", "f", to=1), node("MatMul", "f w", "y")], {"x": (H, ["N", 4])}, weights={"w": w}),
+            "single": model([node("MatMul", "x w", "y")], weights={"w": w})}
+    a, b = nets[first], nets["single" if first == "half" else "half"]
+    found = graphattr.diff(a, b, array(5, 4), "gradient_x_input")
+    assert found["prediction"]["agreement"] == 1
+    assert found["prediction"]["score"] < 1e-2
+    assert found["explanation"]["spearman"]["value"] == pytest.approx(1)
 
 
 def test_tables_have_no_ssim():
