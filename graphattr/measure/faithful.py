@@ -71,7 +71,8 @@ def max_sensitivity(
     size = np.linalg.norm(base, axis=1)
     moved = [np.asarray(explain(x + d), np.float64).reshape(len(x), -1) for d in perturbations]
     found = np.max([np.linalg.norm(m - base, axis=1) for m in moved], axis=0)
-    return Measure("max_sensitivity", found / size, "mean", {}, {"samples": len(perturbations)})
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return Measure("max_sensitivity", found / size, "mean", {}, {"samples": len(perturbations)})
 
 
 def completeness_gap(

@@ -126,7 +126,8 @@ def _randomised(model: Any, init: str, random_state: int) -> Iterator[tuple[str,
     if canonical.source.folder is not None:
         load_external_data_for_model(proto, str(canonical.source.folder))
     held = {t.name: t for t in proto.graph.initializer}
-    rng = np.random.Generator(np.random.PCG64(random_state))
+    # a stream of its own: weights that NumPy initialised from the same seed must not be drawn once more
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(random_state, spawn_key=(1,))))
     for layer in reversed(_linear_layers(graph)):
         for v in _learned(graph, layer):
             old = numpy_helper.to_array(held[v.name])

@@ -178,3 +178,12 @@ def test_randomisation_reads_weights_that_lie_beside_the_file(tmp_path):
 def test_weights_that_no_constant_holds():
     text = '<ir_version: 8, opset_import: ["" : 17]> g (float[N,4] x) => (float[N,4] y) { y = Exp (x) }'
     assert measure.cascading_randomisation(onnx.parser.parse_model(text), X, "gradient").layers == []
+
+
+def test_weights_of_the_same_seed_are_not_drawn_once_more():
+    """A model that NumPy initialised from seed 0 is randomised from seed 0, and changes."""
+    made = linear()
+    w = np.random.Generator(np.random.PCG64(0)).standard_normal((4, 2)).astype(np.float32)
+    made.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(w, "W"))
+    found = measure.cascading_randomisation(made, X, "gradient", target=0, compare=measure.spearman, random_state=0)
+    assert abs(found.measures[0].value) < 0.99
