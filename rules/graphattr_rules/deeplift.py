@@ -133,8 +133,11 @@ def affine_changes(g: Graph, layer: Site) -> Sequence[Parts]:
 
 def factors(g: Graph, layer: Site) -> list[Value]:
     """What each data input of an affine layer is multiplied by, in the output's shape."""
-    units = [[v * 0.0 + float(v is x) for v in layer.xs] for x in layer.xs]
-    return [k for (k,) in images(g, layer, layer.vjps, units)]
+    held: dict[Value, list[Value]] = layer.context.notes.setdefault("deeplift.factors", {})
+    if layer.y not in held:
+        units = [[v * 0.0 + float(v is x) for v in layer.xs] for x in layer.xs]
+        held[layer.y] = [k for (k,) in images(g, layer, layer.vjps, units)]
+    return held[layer.y]
 
 
 @rule("deeplift.maxpool", kinds={"maxpool"}, compares=True, pairs=True)
