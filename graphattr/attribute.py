@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,7 +22,7 @@ from .procedure import Job
 from .references import References
 from .rule import Found, per_sample_sum
 from .targets import NO_RANK, Explained, Target, Wanted, one_hot
-from .vjp import total
+from .vjp import depends, total
 
 LEDGER_COLUMNS = ("arrived", "sent", "bias", "stabiliser")
 
@@ -121,12 +122,13 @@ def attribute(
 
 
 def _delta(job: Job, method: Method, request: Request, written: Written, found: Found) -> Value:
-    """[N]: what the attributions should add up to, minus what they do."""
-    g, y = job.g, job.y
-    maps = list(written.attributions.values())
+    """[N]: what the attributions should add up to, minus what they do; a tensor above another attributed one does not count."""
+    g, y, lowest = job.g, job.y, _lowest(job, request)
+    maps = [samples_first(g, written.attributions[one.x.name], y) for one in lowest]
     if method.expects == "difference":
-        references = References({x: found.references.get(x, g.const(0.0, x.dtype)) for x in request.wrt})
-        wanted = (y - job.output_at(references)) * job.onehot
+        below = dataclasses.replace(job, xs=list(dict.fromkeys(v for one in lowest for v in one.tensors)))
+        references = References({x: found.references.get(x, g.const(0.0, x.dtype)) for x in below.xs})
+        wanted = (y - below.output_at(references)) * job.onehot
     elif method.expects == "score":
         wanted = y * job.onehot
     else:
@@ -135,6 +137,26 @@ def _delta(job: Job, method: Method, request: Request, written: Written, found: 
     summed = total(g, [per_sample_sum(g, a) for a in maps])
     assert summed is not None
     return -summed if method.expects == "zero" else per_sample_sum(g, wanted) - summed
+
+
+def _lowest(job: Job, request: Request) -> list[Wanted]:
+    """What is attributed to and depends on nothing else that is."""
+
+    def above(one: Wanted) -> bool:
+        others = [v for other in request.wanted if other is not one for v in other.tensors if v not in one.tensors]
+        reached = depends(job.forward, others) - set(others)
+        return any(v in reached for v in one.tensors)
+
+    return [one for one in request.wanted if not above(one)]
+
+
+def samples_first(g: Graph, v: Value, y: Value) -> Value:
+    """v with the axis first that is named as y's first axis is: a sequence may come time first."""
+    name = y.shape[0] if y.shape else None
+    if not isinstance(name, str) or not v.shape or name not in v.shape[1:] or v.shape[0] == name:
+        return v
+    axis = v.shape.index(name)
+    return g.Transpose(v, perm=[axis, *(i for i in range(v.rank) if i != axis)])
 
 
 def of_one_type(g: Graph, values: Sequence[Value]) -> list[Value]:
@@ -150,7 +172,8 @@ def _ledger(g: Graph, y: Value, entries: Sequence[Entry]) -> Value:
     rows = g.Slice(g.shape(y), [0], [1]) if y.rank else g.const([1], "int64")
     lines = []
     for e in entries:
-        columns = [e.arrived, e.sent, e.absorbed.get("bias", []), e.absorbed.get("stabiliser", [])]
+        kinds = [e.arrived, e.sent, e.absorbed.get("bias", []), e.absorbed.get("stabiliser", [])]
+        columns = [[samples_first(g, v, y) for v in kind] for kind in kinds]
         alike = iter(of_one_type(g, [v for column in columns for v in column]))
         columns = [[next(alike) for _ in column] for column in columns]
         sums = [

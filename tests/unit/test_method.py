@@ -274,3 +274,11 @@ def test_given_is_a_condition(tmp_path):
     assert first(low=-3.0, high=3.0) == "lrp.zbox"
     assert first() == "lrp.epsilon"
     assert first(low=-3.0) == "lrp.epsilon"
+
+
+@pytest.mark.parametrize("method", ["gradient_x_input", "lrp.epsilon", "integrated_gradients", "deeplift.rescale"])
+def test_delta_counts_once_what_lies_above_another(method):
+    alone = graphattr.explain(mlp(), X, method, target=0, wrt=["x"], delta=True)
+    both = graphattr.explain(mlp(), X, method, target=0, wrt=["h", "x"], delta=True)
+    np.testing.assert_allclose(both.delta, alone.delta, atol=1e-6)
+    assert set(both.scores) == {"x", "h"}

@@ -119,3 +119,14 @@ def test_half_precision_of_any_length(op):
     got, want = (graphattr.Explainer(ex)({"x": x}).scores for ex in files)
     assert got["x"].dtype == np.float32
     np.testing.assert_allclose(got["x"], want["x"], rtol=0, atol=2e-3 * np.abs(want["x"]).max())
+
+
+@pytest.mark.parametrize("steps", ["T", 5])
+def test_a_sequence_that_comes_time_first_is_summed_per_sample(steps):
+    model = net("LSTM", steps=steps, after=[node("ReduceMean", "Y", "y", axes=[0, 1], keepdims=0)], result="y")
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", 1, ["N", None]))
+    x = draw(5, N, I)
+    a = graphattr.explain(model, {"x": x}, "gradient_x_input", output="y", target=0, delta=True, ledger=True)
+    y, zero = (run(model, {"x": v})["y"][:, 0] for v in (x, 0 * x))
+    np.testing.assert_allclose(a.delta, y - zero - a.scores["x"].sum((0, 2)), atol=1e-5)
+    assert a.ledger.shape[0] == N
