@@ -144,9 +144,10 @@ def test_peers(name, batch, files, table):
     if subprocess.run([python, "-c", "import torch, captum, zennit"], capture_output=True, check=False).returncode:
         pytest.skip("no interpreter with torch, captum and zennit; set GRAPHATTR_PEERS")
     reps = 5 if batch == 1 and name not in HEAVY else 2
-    ours = ask("speed", paths={m: str(files(name, batch, m)) for m in METHODS}, batch=batch, reps=reps)
-    theirs = ask("peers", python, name=name, batch=batch, reps=reps)
-    for m, peer in (("gradient", "captum InputXGradient"), ("lrp", "zennit EpsilonPlusFlat")):
+    peers = {"gradient": "captum InputXGradient", "lrp": "zennit EpsilonPlusFlat", "integrated_gradients": "captum IG"}
+    ours = ask("speed", paths={m: str(files(name, batch, m)) for m in peers}, batch=batch, reps=reps)
+    theirs = ask("peers", python, name=name, batch=batch, reps=reps, steps=STEPS)
+    for m, peer in peers.items():
         table.append(
             (
                 f"{name} b{batch}",

@@ -104,10 +104,10 @@ def tape(nodes: int) -> dict[str, float]:
     return {"met": met / nodes / 2 * 1e6, "new": (time.process_time() - start) / nodes * 1e6}
 
 
-def peers(name: str, batch: int, reps: int) -> dict[str, float]:
-    """torch's forward pass, captum's InputXGradient and zennit's EpsilonPlusFlat on the same architecture."""
+def peers(name: str, batch: int, reps: int, steps: int) -> dict[str, float]:
+    """torch's forward pass, captum's InputXGradient and IntegratedGradients and zennit's EpsilonPlusFlat on one architecture."""
     import torch
-    from captum.attr import InputXGradient
+    from captum.attr import InputXGradient, IntegratedGradients
     from torch_nets import NETS
     from zennit.attribution import Gradient
     from zennit.composites import EpsilonPlusFlat
@@ -123,11 +123,14 @@ def peers(name: str, batch: int, reps: int) -> dict[str, float]:
     def gradient() -> None:
         InputXGradient(net).attribute(x.clone().requires_grad_(), target=0)
 
+    def path() -> None:
+        IntegratedGradients(net).attribute(x, target=0, n_steps=steps, internal_batch_size=batch)
+
     def relevance() -> None:
         with Gradient(model=net, composite=EpsilonPlusFlat()) as attributor:
             attributor(x.clone(), torch.eye(1000)[[0] * batch])
 
-    found = in_turns({"forward": forward, "gradient": gradient, "lrp": relevance}, reps)
+    found = in_turns({"forward": forward, "gradient": gradient, "lrp": relevance, "integrated_gradients": path}, reps)
     return {**found, "peak": peak() - before}
 
 

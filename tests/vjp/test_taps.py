@@ -13,7 +13,7 @@ from graphattr.onnxio import write_graph
 from graphattr.vjp import pull
 from graphattr.vjp.taps import weight_cotangents
 
-CASES = {  # operator, x [C, ...], w, attributes
+SHAPES = {  # operator, x [C, ...], w, attributes
     "plain": ("Conv", (3, 6, 5), (4, 3, 3, 2), {}),
     "pointwise": ("Conv", (6, 5, 4), (4, 6, 1, 1), {}),
     "padded": ("Conv", (3, 6, 5), (4, 3, 3, 3), {"pads": [1, 0, 2, 1]}),
@@ -35,10 +35,10 @@ CASES = {  # operator, x [C, ...], w, attributes
 
 
 @pytest.mark.parametrize("free", [False, True], ids=["fixed", "symbolic"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", SHAPES)
 def test_taps_are_the_derivative(name, free):
     """In ONNX Runtime, at the same weights; sizes may be symbolic."""
-    op, size, w_shape, attrs = CASES[name]
+    op, size, w_shape, attrs = SHAPES[name]
     rng = np.random.default_rng(len(name))
     x, w = rng.standard_normal((3, *size)).astype(np.float32), rng.standard_normal(w_shape).astype(np.float32)
     g = Graph(17)
