@@ -445,7 +445,7 @@ def test_float16_and_float64(dtype):
 
 @pytest.mark.parametrize(("method", "learns"), [(m["name"], m["fit"] is not None) for m in graphattr.methods()])
 def test_models_without_layers(method, learns):
-    """Identity and a lone Softmax: what arrives at the output is what the input gets; methods of pictures say that these are none."""
+    """Identity and a lone Softmax: what arrives at the output is what the input gets; methods of pictures say what is missing."""
     box = {"low": -3.0, "high": 3.0} if method in ("lrp.zbox", "lrp.epsilon_gamma_box", "deep_taylor.bounded") else {}
     for op in ("Identity", "Softmax"):
         made = model([node(op, "x", "y")], outputs={"y": ["N", 4]})
