@@ -21,7 +21,7 @@ from .recurrent import DEFAULTS
 from .rule import REGISTRY, describe, load_rules
 from .runtime import Attribution, Explainer
 from .source import read
-from .street import MethodLike, Model, Order, methods_of, street
+from .street import MethodLike, Model, Order, explanation_of, methods_of
 from .upgrade import MAX_OPSET, REPLACED
 from .vjp import CONSTANT, CONTROL, VJPS
 from .vjp.why import WHY
@@ -69,9 +69,7 @@ def convert(
     """
     _load_rules(rules)
     order = Order(method, target, output, wrt, strict, delta, ledger, strip, lowering, precision, params, opened(fitted))
-    *_, (_, explanation) = street(model, order)
-    assert isinstance(explanation, Explanation)
-    return explanation
+    return explanation_of(model, order)
 
 
 def explain(

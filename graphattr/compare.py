@@ -16,7 +16,6 @@ from .audit.page import cells, class_name, document
 from .audit.state import plain, write_text
 from .canonical import Canonical, canonicalise
 from .errors import RunError
-from .export import Explanation
 from .graph import Array, Value
 from .infer import shape_text
 from .measure import Measure, Scorer, explained
@@ -26,7 +25,7 @@ from .preprocess import Say, print_nothing
 from .rule import load_rules
 from .runtime import Explainer
 from .source import Source, read
-from .street import MethodLike, Model, Order, street
+from .street import MethodLike, Model, Order, explanation_of
 from .version import __version__
 
 WORST = 5
@@ -81,9 +80,8 @@ def diff(
     shown = [held.name, names[held.name]]
     maps = []
     for model, f, scorer, name in zip((a, b), feeds, scorers, shown, strict=True):
-        *_, (_, made) = street(model, order)
-        assert isinstance(made, Explanation)
-        maps.append(explained(Explainer(made, providers), f, aim, min(batch_size, scorer.batch_size)).scores[name])
+        explainer = Explainer(explanation_of(model, order), providers)
+        maps.append(explained(explainer, f, aim, min(batch_size, scorer.batch_size)).scores[name])
     maps[1] = _moved(maps[1], _inverse(axes.get(held.name)))
     if maps[0].shape != maps[1].shape:
         raise RunError(f"the maps cannot be compared: {maps[0].shape[1:]} and {maps[1].shape[1:]}")

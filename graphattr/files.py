@@ -1,13 +1,18 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and tables of settings that are files or have a name."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
+
+from .errors import RunError, did_you_mean
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -35,3 +40,19 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def named_or_table(
+    name: str | os.PathLike[str], presets: Mapping[str, T], what: str, file: str
+) -> T | tuple[dict[str, Any], Path]:
+    """The preset of that name, or the content of a .toml file with its path; RunError says which `what` there are."""
+    if str(name) in presets:
+        return presets[str(name)]
+    path = Path(name)
+    if path.suffix != ".toml":
+        raise RunError(f"no {what} is called {str(name)!r}{did_you_mean(str(name), presets)} "
+                       f"(known: {', '.join(presets)}, or the path of a .toml file)")
+    try:
+        return tomllib.loads(path.read_text("utf-8")), path
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise RunError(f"cannot read the {file} {path}: {e}") from e

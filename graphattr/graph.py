@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, overload
 
@@ -21,7 +21,7 @@ from .errors import BuildError, did_you_mean
 from .infer import Shape, infer, schema_of
 from .value import Array, Attr, Emit, Operand, Stored, Value
 
-__all__ = ["Array", "Attr", "Graph", "Node", "Operand", "Stored", "Value"]
+__all__ = ["Array", "Attr", "Graph", "Node", "Operand", "Stored", "Value", "needed"]
 
 RANDOM = {
     "RandomNormal",
@@ -255,8 +255,9 @@ class Graph:
         yield from (v for _, v in self.outputs if v.graph is not self)
 
     def copy(self, nodes: Sequence[Node], stands: dict[Value, Value]) -> list[Node]:
-        """Nodes of another tape written here as they are, reading what stands for their inputs; `stands` learns their outputs."""
-        made = []
+        """Nodes of another tape written here as they are, with their tails, reading what stands for their inputs; `stands` learns
+        their outputs."""
+        made: dict[Node, Node] = {}
         for node in nodes:
             outputs = tuple(
                 Value(self.fresh(v.name) if v.name else "", v.dtype, v.shape, self, None, v.content) for v in node.outputs
@@ -266,21 +267,20 @@ class Graph:
             stands.update(zip(node.outputs, outputs, strict=True))
             self.nodes.append(new)
             self._producer.update(dict.fromkeys(outputs, new))
-            made.append(new)
-        return made
+            made[node] = new
+        for v in [v for node in made for v in node.outputs]:
+            tail = v.graph.tails.get(v, ())
+            if tail and all(n in made for n in tail):
+                self.tails[stands[v]] = tuple(made[n] for n in tail)
+        return list(made.values())
 
     def copy_of_body(self, body: Graph, stands: Mapping[Value, Value]) -> Graph:
         """A body for a node of this graph that does what `body` does, reading what stands for the values around it."""
         new, inner = self.subgraph(body.name), dict(stands)
         inner.update((v, new.input(new.fresh(v.name), v.dtype, v.shape)) for v in body.inputs)
-        new.copy_all(body, inner)
+        new.copy(body.nodes, inner)
         new.outputs = [(name, new._here(v, inner)) for name, v in body.outputs]
         return new
-
-    def copy_all(self, body: Graph, stands: dict[Value, Value]) -> None:
-        """All nodes of a body written here, and what is known of them."""
-        made = dict(zip(body.nodes, self.copy(body.nodes, stands), strict=True))
-        self.tails.update((stands[a], tuple(made[n] for n in tail)) for a, tail in body.tails.items())
 
     def _here(self, v: Value, stands: dict[Value, Value]) -> Value:
         """What stands for v; a constant of another body is written anew."""
@@ -293,6 +293,16 @@ class Graph:
         if not any(isinstance(a, Graph) for a in attrs.values()):
             return attrs
         return {k: self.copy_of_body(a, stands) if isinstance(a, Graph) else a for k, a in attrs.items()}
+
+
+def needed(nodes: Sequence[Node], values: Iterable[Value], stop: Collection[Value] = ()) -> list[Node]:
+    """Those of the nodes that the values are made by, directly or not; what is behind a value in `stop` does not count."""
+    wanted, kept = {v for v in values if v not in stop}, list[Node]()
+    for node in reversed(nodes):
+        if any(v in wanted for v in node.outputs):
+            wanted.update(v for v in node.uses if v not in stop)
+            kept.append(node)
+    return kept[::-1]
 
 
 def _refine(shape: Shape | None, other: Shape | None, name: str) -> Shape | None:

@@ -7,7 +7,6 @@ With a crop the short side is resized to `size` and the centre is cut out; witho
 """
 
 import csv
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from graphattr.errors import RunError, did_you_mean
+from graphattr.files import named_or_table
 from graphattr.sound import fit_sound, read_wav
 
 if TYPE_CHECKING:
@@ -86,17 +86,8 @@ PRESETS = {
 
 def load_preprocess(name: str | Path) -> Preprocess:
     """A preset by name, or the table of a .toml file: size crop mean std scale layout colour resample."""
-    if str(name) in PRESETS:
-        return PRESETS[str(name)]
-    path = Path(name)
-    if path.suffix != ".toml":
-        raise RunError(f"no preprocessing is called {str(name)!r}{did_you_mean(str(name), PRESETS)} "
-                       f"(known: {', '.join(PRESETS)}, or the path of a .toml file)")
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
-        raise RunError(f"cannot read the preprocessing file {path}: {e}") from e
-    return _from_table(table, path)
+    found = named_or_table(name, PRESETS, "preprocessing", "preprocessing file")
+    return _from_table(*found) if isinstance(found, tuple) else found
 
 
 def print_nothing(text: str) -> None:

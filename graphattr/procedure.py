@@ -18,7 +18,7 @@ import numpy as np
 from .backward import Entry, backward
 from .errors import MethodError, TargetError, did_you_mean
 from .fn import Context, Out, Site, reapply
-from .graph import Array, Graph, Node, Value
+from .graph import Array, Graph, Node, Value, needed
 from .layers import Layer, LayerGraph, to_layers
 from .method import Method, load_method
 from .plan import Plan, plan
@@ -86,19 +86,8 @@ class Job:
 
     def gradients(self, wrt: Sequence[Value], seed: Value | None = None) -> list[Value]:
         """d s / d v for tensors of this graph; zeros where s does not depend on one."""
-        found = pullback(self.g, {self.y: self.onehot if seed is None else seed}, wrt, self._leading_to_y())
+        found = pullback(self.g, {self.y: self.onehot if seed is None else seed}, wrt, needed(self.g.nodes, [self.y]))
         return [found[v] if v in found else zeros_like(self.g, v) for v in wrt]
-
-    def _leading_to_y(self) -> list[Node]:
-        """The nodes that lead to y, those of layers whose weights were computed for it included."""
-        needed, stack = set[int](), [self.y]
-        while stack:
-            value = stack.pop()
-            node = self.g._producer.get(value)
-            if node is not None and id(node) not in needed:
-                needed.add(id(node))
-                stack.extend(node.uses)
-        return [n for n in self.g.nodes if id(n) in needed]
 
     # -- other inputs ---------------------------------------------------------------------------------------------
     def at(self, step: Graph, xs: Sequence[Value]) -> Job:
@@ -116,9 +105,6 @@ class Job:
                 back.update(node.uses)
         nodes = [n for n in nodes if any(v in back for v in n.outputs) and not all(v in stands for v in n.outputs)]
         made = step.copy(nodes, stands)
-        old = dict(zip(nodes, made, strict=True))
-        tails = {a: tail for a, tail in self.g.tails.items() if a in stands and all(n in old for n in tail)}
-        step.tails.update((stands[a], tuple(old[n] for n in tail)) for a, tail in tails.items())
         shown = [stands.get(v, v) for v in (*self.xs, self.y, *(v for _, v in self.g.outputs))]
         graph = to_layers(step, [stands[v] for v in self.xs], shown)
         names = {new: self.names.get(v, v) for v, new in stands.items()}

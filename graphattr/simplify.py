@@ -5,19 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from .graph import Graph, Node, Value
+from .graph import Graph, Node, Value, needed
 from .vjp.control import without_twins
 
 
 def prune(g: Graph) -> Graph:
     """The same graph with only the nodes that its outputs read."""
-    needed = {v for _, v in g.outputs}
-    kept = []
-    for node in reversed(g.nodes):
-        if any(v in needed for v in node.outputs):
-            needed.update(node.uses)
-            kept.append(node)
-    return with_nodes(g, kept[::-1])
+    return with_nodes(g, needed(g.nodes, [v for _, v in g.outputs]))
 
 
 def with_nodes(g: Graph, nodes: Sequence[Node], outputs: Iterable[tuple[str, Value]] | None = None) -> Graph:

@@ -12,7 +12,7 @@ import onnx
 from .attribute import Request, Written, attribute, plan_of, start
 from .canonical import Canonical, canonicalise
 from .errors import MethodError, TargetError
-from .export import export, name_outputs
+from .export import Explanation, export, name_outputs
 from .fitted import Fitted, learned_for
 from .graph import Graph, Value
 from .layers import to_layers
@@ -86,6 +86,13 @@ def street(model: Model, order: Order) -> Iterator[tuple[str, Any]]:
     if order.fitted:
         manifest["fitted"] = [{k: v for k, v in one.manifest.items() if k != "layers"} for one in order.fitted]
     yield "export", export(fast, source, canonical.model, manifest)
+
+
+def explanation_of(model: Model, order: Order) -> Explanation:
+    """What stands at the end of the street."""
+    *_, (_, made) = street(model, order)
+    assert isinstance(made, Explanation)
+    return made
 
 
 def request_of(canonical: Canonical, order: Order) -> Request:

@@ -206,7 +206,8 @@ def convergence(s: Subject, *, vectors: int = 5, tensors: int = 8) -> Finding:
         raise MethodError(why)
     if vectors < 2:
         raise RunError("convergence compares vectors: at least 2 are needed")
-    names, maps = _tensors(s, tensors), _channels(s)
+    maps = _channels(s)
+    names = _tensors(maps, tensors)
     found = measure.cosine_convergence(
         s.model, s.feeds, s.method, tensors=names, pairs_of=vectors, random_state=s.seed, providers=s.providers,
         batch_size=s.batch_size, **s.params,
@@ -231,8 +232,8 @@ def _linear_inputs(s: Subject) -> dict[str, Any]:
     return {v.name: v for v in [*(t for t in tops if t is not x), x]}
 
 
-def _tensors(s: Subject, at_most: int) -> list[str]:
-    names = [name for name, channels in _channels(s).items() if channels != 1]  # a cosine of one number is 1 or -1
+def _tensors(maps: Mapping[str, int], at_most: int) -> list[str]:
+    names = [name for name, channels in maps.items() if channels != 1]  # a cosine of one number is 1 or -1
     if not names:
         raise RunError("no layer reads more than one channel")
     chosen = sorted({round(k) for k in np.linspace(0, len(names) - 1, min(len(names), at_most or len(names)))} | {len(names) - 1})

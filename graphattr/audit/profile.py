@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ..errors import RunError, did_you_mean
+from ..files import named_or_table
 
 THRESHOLDS: Mapping[str, float] = {
     "completeness": 0.01,  # the attributions add up, relative to what they should add up to
@@ -79,17 +79,8 @@ def load_profile(profile: str | os.PathLike[str] | Profile) -> Profile:
     """A preset by name, or the table of a .toml file: samples gallery seed fail_on [measures.NAME] [thresholds]."""
     if isinstance(profile, Profile):
         return profile
-    if str(profile) in PROFILES:
-        return PROFILES[str(profile)]
-    path = Path(profile)
-    if path.suffix != ".toml":
-        raise RunError(f"no profile is called {str(profile)!r}{did_you_mean(str(profile), PROFILES)} "
-                       f"(known: {', '.join(PROFILES)}, or the path of a .toml file)")
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
-        raise RunError(f"cannot read the profile {path}: {e}") from e
-    return _from_table(table, path)
+    found = named_or_table(profile, PROFILES, "profile", "profile")
+    return _from_table(*found) if isinstance(found, tuple) else found
 
 
 def _from_table(table: dict[str, Any], path: Path) -> Profile:

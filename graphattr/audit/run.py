@@ -14,7 +14,6 @@ import numpy as np
 
 from ..canonical import canonicalise
 from ..errors import GraphattrError, RunError, WriteError
-from ..export import Explanation
 from ..fit.progress import Bar
 from ..fitted import Fitted, fingerprint, load_npz, needing, opened, save_npz
 from ..graph import Array
@@ -26,7 +25,7 @@ from ..preprocess import Say, print_nothing
 from ..rule import load_rules
 from ..runtime import Explainer
 from ..source import Source, read
-from ..street import MethodLike, Model, Order, methods_of, street
+from ..street import MethodLike, Model, Order, explanation_of, methods_of
 from ..version import __version__
 from .data import Samples, load_samples
 from .gate import parse
@@ -234,8 +233,7 @@ def _subject(bench: Bench, m: Method, params: Mapping[str, Any], fits: Sequence[
     def run(feeds: Mapping[str, Array], target: Array) -> Any:
         if not held:
             delta = m.expects != "nothing"
-            *_, (_, made) = street(bench.model, Order(method=m, target="input", params=params, fitted=fits, delta=delta))
-            assert isinstance(made, Explanation)
+            made = explanation_of(bench.model, Order(method=m, target="input", params=params, fitted=fits, delta=delta))
             held.append(Explainer(made, bench.providers))
         return explained(held[0], feeds, target, bench.batch_size)
 

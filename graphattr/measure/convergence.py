@@ -9,12 +9,11 @@ import numpy as np
 import onnx
 
 from ..errors import RunError
-from ..export import Explanation
 from ..graph import Array
 from ..method import load_method
 from ..runtime import Explainer
 from ..source import read
-from ..street import MethodLike, Order, street
+from ..street import MethodLike, Order, explanation_of
 from .result import Measure
 from .scoring import explained
 
@@ -37,16 +36,14 @@ def cosine_convergence(
     batch_size: int = 16,
     **params: Any,
 ) -> dict[str, Measure]:
-    """|cos| between what different relevances at `output` become at each of `tensors`: per tensor the values of all
-    pairs, samples and
-    locations (over channels where a tensor has spatial axes). Near 1: the map no longer depends on the layers above.
+    """|cos| between what different relevances at `output` become at each of `tensors`: per tensor the values of all pairs,
+    samples and locations (over channels where a tensor has spatial axes). Near 1: the map no longer depends on the layers above.
 
-    `output`: the tensor where relevance starts, any tensor of the model (default: what is explained). `vectors`: (N,
-    m, *its shape);
-    drawn from N(0, 1) where not given. A pair with a zero vector is left out.
+    `output`: the tensor where relevance starts, any tensor of the model (default: what is explained). `vectors`: (N, m, *its
+    shape); drawn from N(0, 1) where not given. A pair with a zero vector is left out.
     """
     order = Order(method=method, target="seed", output=output, wrt=list(tensors), params=params)
-    explainer = Explainer(_explanation(model if output is None else _showing(model, output), order), providers)
+    explainer = Explainer(explanation_of(model if output is None else _showing(model, output), order), providers)
     given = dict(feeds) if isinstance(feeds, Mapping) else {explainer.own[0]: np.asarray(feeds)}
     rows = len(next(iter(given.values())))
     shape = _seed_shape(explainer, given) if vectors is None else (rows, *np.shape(vectors)[2:])
@@ -58,12 +55,6 @@ def cosine_convergence(
     runs = [explained(explainer, {**given, "seed": seed}, batch_size=batch_size).scores for seed in seeds]
     settings = {"method": load_method(method).name, "vectors": m, "absolute": absolute}
     return {t: _similarity(t, np.stack([r[t] for r in runs], 1), absolute, settings) for t in tensors}
-
-
-def _explanation(model: Any, order: Order) -> Explanation:
-    *_, (_, explanation) = street(model, order)
-    found: Explanation = explanation
-    return found
 
 
 def _showing(model: Any, tensor: str) -> onnx.ModelProto:

@@ -11,14 +11,14 @@ import onnx
 from onnx import numpy_helper
 from onnx.external_data_helper import load_external_data_for_model
 
-from ..canonical import canonicalise
+from ..canonical import Canonical, canonicalise
 from ..errors import MethodError
 from ..graph import Array, Graph, Value
 from ..layers import Layer, to_layers
 from ..method import load_method
 from ..runtime import Explainer
 from ..source import read
-from ..street import MethodLike, Order, street
+from ..street import MethodLike, Order, explanation_of
 from .maps import ssim_flip
 from .result import Measure
 from .scoring import Feeds, Scorer, bare_model, explained
@@ -28,9 +28,8 @@ Compare = Callable[[Array, Array], Measure]
 
 @dataclass(frozen=True)
 class Cascade:
-    """`layers`: the linear layers from the output down. `measures`: per layer, the maps of the intact model against
-    those of one in
-    which this layer and all above it were re-initialised; `depths`: how many these are."""
+    """`layers`: the linear layers from the output down. `measures`: per layer, the maps of the intact model against those of one
+    in which this layer and all above it were re-initialised; `depths`: how many these are."""
 
     layers: Sequence[str]
     measures: Sequence[Measure]
@@ -54,22 +53,21 @@ def cascading_randomisation(
     at_most: int | None = None,
     **params: Any,
 ) -> Cascade:
-    """The similarity of maps of one class while layers are re-initialised from the output down. Adebayo et al. 2018,
-    Sixt et al. 2020.
+    """The similarity of maps of one class while layers are re-initialised from the output down.
 
-    `init="normal"`: N(0, the layer's own standard deviation), biases 0; "kaiming": uniform in +-sqrt(6 / fan in). A
-    method that looks
-    at what the model learned changes; one whose similarity stays near 1 ignores the layers above. `at_most`: maps
-    are compared at so many depths, from the first to the last, instead of at every one.
+    `init="normal"`: N(0, the layer's own standard deviation), biases 0; "kaiming": uniform in +-sqrt(6 / fan in). A method that
+    looks at what the model learned changes; one whose similarity stays near 1 ignores the layers above. `at_most`: maps are
+    compared at so many depths, from the first to the last, instead of at every one. Adebayo et al. 2018, Sixt et al. 2020.
     """
     scorer = Scorer(model, providers=providers)
     given, classes = scorer.named(feeds), scorer.target(feeds, target)
     size = min(batch_size, scorer.batch_size)
     before = _maps(model, given, classes, method, providers, params, size)
     names, measures, depths = [], [], []
-    total = len(_linear_layers(canonicalise(read(model)).graph))
-    chosen = {round(k) for k in np.linspace(1, total, min(total, at_most or total))}
-    for depth, (name, changed) in enumerate(_randomised(model, init, random_state), 1):
+    canonical = canonicalise(read(model))
+    layers = _linear_layers(canonical.graph)[::-1]
+    chosen = {round(k) for k in np.linspace(1, len(layers), min(len(layers), at_most or len(layers)))}
+    for depth, (name, changed) in enumerate(_randomised(canonical, layers, init, random_state), 1):
         if depth in chosen:
             after = _maps(changed, given, classes, method, providers, params, size)
             names.append(name)
@@ -90,8 +88,8 @@ def random_logit(
     batch_size: int = 16,
     **params: Any,
 ) -> Measure:
-    """The similarity of the maps of a class and of a uniformly drawn other one: near 1 where a method does not care.
-    Sixt et al. 2020."""
+    """The similarity of the maps of a class and of a uniformly drawn other one: near 1 where a method does not care. Sixt et al.
+    2020."""
     scorer = Scorer(model, providers=providers)
     given, classes = scorer.named(feeds), scorer.target(feeds, target)
     entries = scorer(given).shape[1]
@@ -109,7 +107,7 @@ def random_logit(
 def _maps(
     model: Any, feeds: Mapping[str, Array], target: Array, method: Any, providers: Any, params: Mapping[str, Any], size: int
 ) -> Array:
-    *_, (_, explanation) = street(model, Order(method=method, target="input", params=params))
+    explanation = explanation_of(model, Order(method=method, target="input", params=params))
     return next(iter(explained(Explainer(explanation, providers), feeds, target, size).scores.values()))
 
 
@@ -118,9 +116,10 @@ def _linear_layers(graph: Graph) -> list[Layer]:
     return [layer for layer in layers.layers if layer.kind == "linear"]
 
 
-def _randomised(model: Any, init: str, random_state: int) -> Iterator[tuple[str, onnx.ModelProto]]:
-    """(layer, the model with that linear layer and all above it re-initialised), from the output down."""
-    canonical = canonicalise(read(model))
+def _randomised(
+    canonical: Canonical, layers: Sequence[Layer], init: str, random_state: int
+) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """(layer, the model with that linear layer and those before it in `layers` re-initialised)."""
     graph = canonical.graph
     proto = bare_model(canonical, graph)
     if canonical.source.folder is not None:
@@ -128,7 +127,7 @@ def _randomised(model: Any, init: str, random_state: int) -> Iterator[tuple[str,
     held = {t.name: t for t in proto.graph.initializer}
     # a stream of its own: weights that NumPy initialised from the same seed must not be drawn once more
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(random_state, spawn_key=(1,))))
-    for layer in reversed(_linear_layers(graph)):
+    for layer in layers:
         for v in _learned(graph, layer):
             old = numpy_helper.to_array(held[v.name])
             held[v.name].CopyFrom(numpy_helper.from_array(_drawn(old, init, rng, v.is_float), v.name))

@@ -51,9 +51,8 @@ def ordering(
     scorer: Scorer, feeds: Feeds, attribution: Array, target: Any = None, *, kind: Literal["n", "s"] = "n", steps: int = 20,
     baseline: Any = 0.0, name: str | None = None,
 ) -> Measure:
-    """N-Ord: area under (y(x_k) - y(x_b)) / (y(x) - y(x_b)) while the positive features leave, most relevant first
-    (lower is better).
-    S-Ord: while they join the baseline (higher is better). Wang et al. 2020."""
+    """Area under (y(x_k) - y(x_b)) / (y(x) - y(x_b)). N-Ord: while the positive features leave, most relevant first (lower is
+    better); S-Ord: while they join the baseline (higher is better). Wang et al. 2020."""
     name, x, c = prepared(scorer, feeds, target, name)
     ranks, positive = _positive_ranks(attribution)
     base = np.broadcast_to(np.asarray(baseline, x.dtype), x.shape)

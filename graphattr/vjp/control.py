@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UnsupportedOp
-from ..graph import RANDOM, Graph, Node, Value
+from ..graph import RANDOM, Graph, Node, Value, needed
 from .index import zeros_like
 from .registry import Pairs, depends, pullback, total
 
@@ -47,7 +47,7 @@ def _pull_if(g: Graph, node: Node, dys: Sequence[Value | None], wanted: Collecti
     steps: dict[str, tuple[Graph, Mapping[Value, Value]]] = {}
     for attr, body in node.attrs.items():
         step, stands = g.subgraph(attr), dict[Value, Value]()
-        step.copy_all(body, stands)
+        step.copy(body.nodes, stands)
         steps[attr] = step, through(attr, step, stands, _seeds(step, stands, _shown(body), dys), captured)
     reached = [v for v in captured if any(v in found for _, found in steps.values())]
     if not reached:
@@ -125,7 +125,7 @@ class _Backwards:
 
     def seeds(self, ds: Mapping[int, Value], scanned: Sequence[Value | None]) -> dict[Value, Value]:
         """The body's nodes in the step, and the cotangents of its outputs."""
-        self.step.copy_all(self.body, self.stands)
+        self.step.copy(self.body.nodes, self.stands)
         n = len(self.inits)
         return _seeds(self.step, self.stands, _shown(self.body)[self.ends :], [*(ds.get(j) for j in range(n)), *scanned])
 
@@ -291,12 +291,7 @@ def lift(body: Graph) -> None:
 
 def trim(body: Graph) -> None:
     """Drop a body's nodes that none of its outputs needs, and Loops that were written twice."""
-    needed, kept = set(_shown(body)), list[Node]()
-    for node in reversed(body.nodes):
-        if any(v in needed for v in node.outputs):
-            needed.update(node.uses)
-            kept.append(node)
-    body.nodes[:] = without_twins(body, kept[::-1])
+    body.nodes[:] = without_twins(body, needed(body.nodes, _shown(body)))
 
 
 def without_twins(g: Graph, nodes: Sequence[Node]) -> list[Node]:

@@ -10,7 +10,7 @@ import onnx
 from onnx import helper
 
 from ..errors import UnsupportedOp
-from ..graph import Graph, Node, Value
+from ..graph import Graph, Node, Value, needed
 from ..infer import make_attribute, schema_of
 from .registry import pullback, total
 
@@ -28,20 +28,9 @@ def through(g: Graph, n: Node, ys: Sequence[Value | None], dys: Sequence[Value |
             arriving.setdefault(y, []).append(dy)
     seeds = {y: dy for y, found in arriving.items() if (dy := total(g, found)) is not None}
     inputs = [x for x in n.inputs if x is not None]
-    dxs = pullback(g, seeds, [x for i, x in enumerate(n.inputs) if i in n.needs and x is not None], _between(g, inputs, seeds))
+    wrt = [x for i, x in enumerate(n.inputs) if i in n.needs and x is not None]
+    dxs = pullback(g, seeds, wrt, needed(g.nodes, seeds, inputs))
     return [dxs.pop(x, None) if x is not None else None for x in n.inputs]  # an input that is named twice has one cotangent
-
-
-def _between(g: Graph, inputs: Sequence[Value], ends: Iterable[Value]) -> list[Node]:
-    """The body's nodes: those that lead from its inputs to the ends. Some may have been emitted before (the tape shares)."""
-    chosen, stack, stop = set(), list(ends), set(inputs)
-    while stack:
-        value = stack.pop()
-        node = g.producer(value)
-        if node is not None and value not in stop and id(node) not in chosen:
-            chosen.add(id(node))
-            stack.extend(node.uses)
-    return [n for n in g.nodes if id(n) in chosen]
 
 
 def inline(g: Graph, n: Node) -> tuple[Value | None, ...]:

@@ -13,6 +13,7 @@ import pytest
 
 import graphattr
 from graphattr import arguments, cli
+from tests.cli.calls import caller
 from tests.unit.tiny import I, array, mlp, model, node, saved
 
 pytest.importorskip("onnxruntime")
@@ -25,17 +26,7 @@ def run(tmp_path, monkeypatch, capfd):
     saved(mlp("Softmax"), tmp_path)
     np.save(tmp_path / "x.npy", X)
     monkeypatch.chdir(tmp_path)
-
-    def call(*argv):
-        capfd.readouterr()
-        try:
-            code = cli.main([str(a) for a in argv])
-        except SystemExit as e:
-            code = e.code
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-    return call
+    return caller(capfd)
 
 
 def fails(result, *words):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import graphattr
-from graphattr import cli
+from tests.cli.calls import caller
 from tests.unit.test_audit import cnn
 from tests.unit.tiny import array, saved
 
@@ -22,17 +22,7 @@ def run(tmp_path, monkeypatch, capfd):
     np.savez(tmp_path / "d.npz", x=array(4, 1, 12, 12), labels=np.arange(4))
     (tmp_path / "p.toml").write_text("samples = 4\ngallery = 1\n[measures.completeness]\n[measures.sparseness]\n")
     monkeypatch.chdir(tmp_path)
-
-    def call(*argv):
-        capfd.readouterr()
-        try:
-            code = cli.main([str(a) for a in argv])
-        except SystemExit as e:
-            code = e.code
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-    return call
+    return caller(capfd)
 
 
 def test_audit_prints_the_verdict_and_the_page(run, tmp_path):
