@@ -94,8 +94,55 @@ class Writer:
         y = self.node("Conv", x, w, b, strides=[stride] * 2, pads=[k // 2] * 4, group=group)
         return self.node("Clip", y, "low", "high") if rectify else y
 
-    def model(self, y: str) -> onnx.ModelProto:
-        image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 224, 224])
-        out = helper.make_tensor_value_info(y, TensorProto.FLOAT, ["N", 1000])
-        graph = helper.make_graph(self.nodes, "mobilenet_v2", [image], [out], self.tensors)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    def model(self, y: str, size: int = 224, classes: int = 1000, opset: int = 17) -> onnx.ModelProto:
+        image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, size, size])
+        out = helper.make_tensor_value_info(y, TensorProto.FLOAT, ["N", classes])
+        graph = helper.make_graph(self.nodes, "net", [image], [out], self.tensors)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8 if opset < 20 else 10)
+
+
+def vit(width: int = 768, depth: int = 12, heads: int = 12, patch: int = 16, size: int = 224, classes: int = 1000,
+        opset: int = 17) -> onnx.ModelProto:
+    """A vision transformer (Dosovitskiy et al. 2021; ViT-B/16 by default) for (N, 3, size, size), weights seeded.
+
+    Opset 17: LayerNormalization is one node, GELU is written out with Erf, as torch exports them.
+    """
+    net, tokens, part = Writer(), (size // patch) ** 2 + 1, width // heads
+    shapes = {"flat": (0, width, -1), "split": (0, tokens, heads, part), "joined": (0, tokens, width)}
+    shapes |= {"row": (1, width), "first": (0,), "at": 0}
+    scalars = {"root": part**-0.5, "sqrt2": 2**0.5, "one": 1.0, "half": 0.5}
+    net.tensors += [numpy_helper.from_array(np.int64(v), k) for k, v in shapes.items()]
+    net.tensors += [numpy_helper.from_array(np.float32(v), k) for k, v in scalars.items()]
+
+    def small(*shape: int) -> str:
+        net.tensors.append(numpy_helper.from_array(net.random.normal(0, 0.02, shape).astype(np.float32), f"w{len(net.tensors)}"))
+        return net.tensors[-1].name
+
+    def ones(n: int) -> str:
+        net.tensors.append(numpy_helper.from_array(np.ones(n, np.float32), f"w{len(net.tensors)}"))
+        return net.tensors[-1].name
+
+    def dense(x: str, ins: int, outs: int) -> str:
+        return net.node("Add", net.node("MatMul", x, small(ins, outs)), small(outs))
+
+    def norm(x: str) -> str:
+        return net.node("LayerNormalization", x, ones(width), small(width), axis=-1, epsilon=1e-6)
+
+    def heads_of(x: str, perm: tuple[int, ...]) -> str:
+        return net.node("Transpose", net.node("Reshape", dense(x, width, width), "split"), perm=list(perm))
+
+    pieces = net.node("Conv", "image", small(width, 3, patch, patch), small(width), strides=[patch] * 2)
+    x = net.node("Transpose", net.node("Reshape", pieces, "flat"), perm=[0, 2, 1])
+    rows = net.node("Concat", net.node("Gather", net.node("Shape", x), "first"), "row", axis=0)
+    x = net.node("Concat", net.node("Expand", small(1, 1, width), rows), x, axis=1)
+    x = net.node("Add", x, small(1, tokens, width))
+    for _ in range(depth):
+        h = norm(x)
+        q, k, v = heads_of(h, (0, 2, 1, 3)), heads_of(h, (0, 2, 3, 1)), heads_of(h, (0, 2, 1, 3))
+        a = net.node("Softmax", net.node("MatMul", net.node("Mul", q, "root"), k), axis=-1)
+        o = net.node("Reshape", net.node("Transpose", net.node("MatMul", a, v), perm=[0, 2, 1, 3]), "joined")
+        x = net.node("Add", x, dense(o, width, width))
+        h = dense(norm(x), width, 4 * width)
+        gelu = net.node("Mul", net.node("Mul", h, net.node("Add", net.node("Erf", net.node("Div", h, "sqrt2")), "one")), "half")
+        x = net.node("Add", x, dense(gelu, 4 * width, width))
+    return net.model(dense(net.node("Gather", norm(x), "at", axis=1), width, classes), size, classes, opset)
