@@ -30,6 +30,7 @@ TARGETS: dict[str, list[Step]] = {
         lambda g: pool.drop_switches(prune(rewrite(g, pool.by_place(g)))),
         lambda g: rewrite(g, stabiliser.blocked),
         lambda g: rewrite(g, stabiliser.of_any_sign),
+        lambda g: rewrite(g, mask.band),
         lambda g: rewrite(g, mask.blocked),
         lambda g: rewrite(g, convolution.turn_transposed),
         layout.stay_blocked,

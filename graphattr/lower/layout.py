@@ -14,7 +14,7 @@ from .walk import Pass, is_image, number, per_channel
 
 JOINS = {"Add", "Mul", "Sum"}
 FOLLOWS = {"Relu", "Sigmoid", "Tanh", "BatchNormalization", "Resize"}
-FUSED = {"HardSigmoid", "LeakyRelu", "Clip"}  # only right behind a convolution
+FUSED = {"HardSigmoid", "LeakyRelu", "Clip"}  # only right behind a convolution, or one and a sum
 POOLS = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
 BLOCK = 16
 
@@ -101,7 +101,7 @@ def _is_blocked(p: Pass, node: Node, operands: list[Value], held: set[Value]) ->
         return node.attrs.get("axis") == 1 and all(v in held and v.dim(1) % BLOCK == 0 for v in operands)
     if node.op in JOINS:
         return all(v in held and v.shape == y.shape for v in operands)
-    behind = p.made(x, "Conv") is not None and len(p.users[x]) == 1
+    behind = p.made(x, "Conv", "Add") is not None and len(p.users[x]) == 1
     return x in held and (node.op in FOLLOWS or (node.op in FUSED and behind))
 
 

