@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from math import gcd
 from typing import Any
 
 import numpy as np
 import onnx
 
 from ..errors import RunError
+from ..fitted import Fitted, fingerprint, opened
 from ..graph import Array
 from ..method import load_method
 from ..runtime import Explainer
@@ -32,6 +36,7 @@ def cosine_convergence(
     pairs_of: int = 5,
     random_state: int = 0,
     absolute: bool = True,
+    fitted: Any = None,
     providers: Any = None,
     batch_size: int = 16,
     **params: Any,
@@ -40,10 +45,13 @@ def cosine_convergence(
     samples and locations (over channels where a tensor has spatial axes). Near 1: the map no longer depends on the layers above.
 
     `output`: the tensor where relevance starts, any tensor of the model (default: what is explained). `vectors`: (N, m, *its
-    shape); drawn from N(0, 1) where not given. A pair with a zero vector is left out.
+    shape); drawn from N(0, 1) where not given. A pair with a zero vector is left out. `fitted`: as for `convert`.
     """
-    order = Order(method=method, target="seed", output=output, wrt=list(tensors), params=params)
-    explainer = Explainer(explanation_of(model if output is None else _showing(model, output), order), providers)
+    learned: Sequence[Fitted] = opened(fitted)
+    if output is not None:
+        model, learned = _showing(model, output, learned)
+    order = Order(method=method, target="seed", output=output, wrt=list(tensors), params=params, fitted=learned)
+    explainer = Explainer(explanation_of(model, order), providers)
     given = dict(feeds) if isinstance(feeds, Mapping) else {explainer.own[0]: np.asarray(feeds)}
     rows = len(next(iter(given.values())))
     shape = _seed_shape(explainer, given) if vectors is None else (rows, *np.shape(vectors)[2:])
@@ -51,19 +59,38 @@ def cosine_convergence(
         rng = np.random.Generator(np.random.PCG64(random_state))
         vectors = rng.standard_normal((rows, pairs_of, *shape[1:])).astype(np.float32)
     m = vectors.shape[1]
-    seeds = [vectors[:, k].reshape(shape).astype(np.float32) for k in range(m)]
-    runs = [explained(explainer, {**given, "seed": seed}, batch_size=batch_size).scores for seed in seeds]
+    found: dict[str, list[Array]] = {t: [] for t in tensors}
+    step = _samples_at_once(explainer, batch_size, m)
+    for start in range(0, rows, step):
+        part = {k: np.repeat(v[start : start + step], m, 0) for k, v in given.items()}
+        seed = vectors[start : start + step].reshape(-1, *shape[1:]).astype(np.float32)
+        scores = explained(explainer, {**part, "seed": seed}, batch_size=batch_size).scores
+        for t in tensors:
+            found[t].append(_cosines(scores[t].reshape(-1, m, *scores[t].shape[1:])))
     settings = {"method": load_method(method).name, "vectors": m, "absolute": absolute}
-    return {t: _similarity(t, np.stack([r[t] for r in runs], 1), absolute, settings) for t in tensors}
+    return {t: _similarity(t, np.concatenate(held), absolute, settings) for t, held in found.items()}
 
 
-def _showing(model: Any, tensor: str) -> onnx.ModelProto:
-    """The model with one of its tensors as an output, so that relevance can start there."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(read(model).model)
-    if tensor not in [o.name for o in proto.graph.output]:
-        proto.graph.output.append(onnx.ValueInfoProto(name=tensor))
-    return proto
+def _samples_at_once(explainer: Explainer, batch_size: int, m: int) -> int:
+    """So many samples, each with its m relevances, that they fill a batch, or whole batches where the file fixes their size."""
+    fixed = explainer.session.get_inputs()[0].shape[0]
+    return batch_size // gcd(batch_size, m) if isinstance(fixed, int) else max(1, batch_size // m)
+
+
+def _showing(model: Any, tensor: str, learned: Sequence[Fitted]) -> tuple[Any, Sequence[Fitted]]:
+    """The model with one of its tensors as an output, so that relevance can start there; what was learned for the model counts
+    for this one, whose layers are the same."""
+    source, proto = read(model), onnx.ModelProto()
+    if tensor in [o.name for o in source.model.graph.output]:
+        return model, learned
+    proto.CopyFrom(source.model)
+    proto.graph.output.append(onnx.ValueInfoProto(name=tensor))
+    if not learned:
+        return proto, learned
+    names = [fingerprint(source), fingerprint(replace(source, model=proto))]
+    of_this = [one.manifest["fingerprint"] == names[0] for one in learned]
+    return proto, [replace(one, manifest={**one.manifest, "fingerprint": names[1]}) if same else one
+                   for one, same in zip(learned, of_this)]
 
 
 def _seed_shape(explainer: Explainer, given: Mapping[str, Array]) -> tuple[int, ...]:
@@ -75,13 +102,19 @@ def _seed_shape(explainer: Explainer, given: Mapping[str, Array]) -> tuple[int, 
     return (rows, *declared[1:])
 
 
-def _similarity(name: str, r: Array, absolute: bool, settings: Mapping[str, Any]) -> Measure:
-    """r: (N, m, C, ...) relevances of m vectors."""
-    r = r.astype(np.float64).reshape(*r.shape[:2], r.shape[2], -1)
+def _cosines(r: Array) -> Array:
+    """(N, pairs, locations) of relevances (N, m, C, ...) of m vectors; NaN where one of a pair is zero."""
+    r = r.reshape(*r.shape[:3], -1)
+
+    def product(i: int, j: int) -> Array:
+        return np.asarray(np.einsum("ncl,ncl->nl", r[:, i], r[:, j], dtype=np.float64))
+
+    sizes = [np.sqrt(product(i, i)) for i in range(r.shape[1])]
     with np.errstate(invalid="ignore", divide="ignore"):
-        unit = r / np.linalg.norm(r, axis=2, keepdims=True)
-    pairs = [(i, j) for i in range(r.shape[1]) for j in range(i + 1, r.shape[1])]
-    cosines = np.stack([(unit[:, i] * unit[:, j]).sum(1) for i, j in pairs], 1)
+        return np.stack([product(i, j) / (sizes[i] * sizes[j]) for i, j in combinations(range(r.shape[1]), 2)], 1)
+
+
+def _similarity(name: str, cosines: Array, absolute: bool, settings: Mapping[str, Any]) -> Measure:
     values = (np.abs(cosines) if absolute else cosines).reshape(-1)
     kept = np.clip(values[np.isfinite(values)], -1, 1)
     details = {"percentiles": np.percentile(kept, PERCENTILES) if kept.size else np.full(len(PERCENTILES), np.nan),

@@ -13,6 +13,7 @@ from onnx.external_data_helper import load_external_data_for_model
 
 from ..canonical import Canonical, canonicalise
 from ..errors import MethodError
+from ..fitted import opened
 from ..graph import Array, Graph, Value
 from ..layers import Layer, to_layers
 from ..method import load_method
@@ -48,6 +49,7 @@ def cascading_randomisation(
     init: Literal["normal", "kaiming"] = "normal",
     random_state: int = 0,
     compare: Compare = ssim_flip,
+    fitted: Callable[[Any], Any] | None = None,
     providers: Any = None,
     batch_size: int = 16,
     at_most: int | None = None,
@@ -57,21 +59,29 @@ def cascading_randomisation(
 
     `init="normal"`: N(0, the layer's own standard deviation), biases 0; "kaiming": uniform in +-sqrt(6 / fan in). A method that
     looks at what the model learned changes; one whose similarity stays near 1 ignores the layers above. `at_most`: maps are
-    compared at so many depths, from the first to the last, instead of at every one. Adebayo et al. 2018, Sixt et al. 2020.
+    compared at so many depths, from the first to the last, instead of at every one. `fitted`: for a method that learns from data,
+    a function from a model to what `fit` learns for it, asked for every model that is explained; what was learned for the intact
+    model (MethodError) describes none of the others. Adebayo et al. 2018, Sixt et al. 2020.
     """
+    if fitted is not None and not callable(fitted):
+        raise MethodError("what was learned for the intact model describes no re-initialised one; give a function that learns "
+                          "anew, fitted=lambda m: graphattr.fit(m, data, method)")
     scorer = Scorer(model, providers=providers)
     given, classes = scorer.named(feeds), scorer.target(feeds, target)
     size = min(batch_size, scorer.batch_size)
-    before = _maps(model, given, classes, method, providers, params, size)
+
+    def maps(of: Any) -> Array:
+        return _maps(of, given, classes, method, providers, params, size, fitted and fitted(of))
+
+    before = maps(model)
     names, measures, depths = [], [], []
     canonical = canonicalise(read(model))
     layers = _linear_layers(canonical.graph)[::-1]
     chosen = {round(k) for k in np.linspace(1, len(layers), min(len(layers), at_most or len(layers)))}
     for depth, (name, changed) in enumerate(_randomised(canonical, layers, init, random_state), 1):
         if depth in chosen:
-            after = _maps(changed, given, classes, method, providers, params, size)
             names.append(name)
-            measures.append(compare(before, after))
+            measures.append(compare(before, maps(changed)))
             depths.append(depth)
     return Cascade(names, measures, depths)
 
@@ -84,12 +94,13 @@ def random_logit(
     target: Any = None,
     random_state: int = 0,
     compare: Compare = ssim_flip,
+    fitted: Any = None,
     providers: Any = None,
     batch_size: int = 16,
     **params: Any,
 ) -> Measure:
-    """The similarity of the maps of a class and of a uniformly drawn other one: near 1 where a method does not care. Sixt et al.
-    2020."""
+    """The similarity of the maps of a class and of a uniformly drawn other one: near 1 where a method does not care.
+    `fitted`: as for `convert`. Sixt et al. 2020."""
     scorer = Scorer(model, providers=providers)
     given, classes = scorer.named(feeds), scorer.target(feeds, target)
     entries = scorer(given).shape[1]
@@ -98,16 +109,17 @@ def random_logit(
     rng = np.random.Generator(np.random.PCG64(random_state))
     others = (classes + rng.integers(1, entries, len(classes))) % entries
     size = min(batch_size, scorer.batch_size)
-    first, second = (_maps(model, given, c, method, providers, params, size) for c in (classes, others))
+    first, second = (_maps(model, given, c, method, providers, params, size, fitted) for c in (classes, others))
     found = compare(first, second)
     settings = {"method": load_method(method).name, **found.settings}
     return Measure("random_logit", found.values, found.statistic, found.details, settings)
 
 
 def _maps(
-    model: Any, feeds: Mapping[str, Array], target: Array, method: Any, providers: Any, params: Mapping[str, Any], size: int
+    model: Any, feeds: Mapping[str, Array], target: Array, method: Any, providers: Any, params: Mapping[str, Any], size: int,
+    fitted: Any,
 ) -> Array:
-    explanation = explanation_of(model, Order(method=method, target="input", params=params))
+    explanation = explanation_of(model, Order(method=method, target="input", params=params, fitted=opened(fitted)))
     return next(iter(explained(Explainer(explanation, providers), feeds, target, size).scores.values()))
 
 

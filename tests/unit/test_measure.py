@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,56 @@ def test_randomisation_reaches_quantised_weights(quantised):
     found = measure.cascading_randomisation(two_layers(quantised), x, "gradient", compare=measure.spearman)
     assert found.depths == [1, 2]
     assert all(np.isfinite(m.values).all() and m.value < 0.9 for m in found.measures)
+
+
+def patterns_of(made, method="pattern.attribution"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", graphattr.FitWarning)  # few samples are the setting
+        return graphattr.fit(made, np.random.default_rng(2).standard_normal((300, 6)).astype(np.float32), method)
+
+
+def test_learned_patterns_are_measured():
+    """random_logit compares the maps of two classes; relevances of one unit each come down as they do in two explanations."""
+    x = np.random.default_rng(1).standard_normal((4, 6)).astype(np.float32)
+    made = two_layers()
+    fitted = patterns_of(made)
+    maps = [graphattr.explain(made, x, "pattern.attribution", target=np.full(4, c), fitted=fitted, seed="onehot").scores["x"]
+            for c in range(4)]
+    found = measure.random_logit(made, x, "pattern.attribution", target=0, compare=measure.spearman, fitted=fitted, seed="onehot")
+    others = (np.random.Generator(np.random.PCG64(0)).integers(1, 4, 4)) % 4
+    second = np.stack([maps[c][k] for k, c in enumerate(others)])
+    np.testing.assert_allclose(found.values, measure.spearman(maps[0], second).values)
+
+    units = np.broadcast_to(np.eye(4, dtype=np.float32)[:2], (4, 2, 4))
+    cosine = measure.cosine_convergence(made, x, "pattern.attribution", tensors=["x"], vectors=units, fitted=fitted)["x"]
+    a, b = (m.astype(np.float64) for m in maps[:2])
+    want = np.abs((a * b).sum(1)) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    np.testing.assert_allclose(np.sort(cosine.values), np.sort(want), rtol=1e-5)
+
+
+def test_learned_patterns_where_relevance_starts_inside():
+    """A tensor that only becomes an output leaves what was learned as it is; another model does not."""
+    x, made = np.random.default_rng(1).standard_normal((4, 6)).astype(np.float32), two_layers()
+    fitted = patterns_of(made, "pattern.net")
+    seeds = np.random.default_rng(3).standard_normal((4, 2, 20)).astype(np.float32)
+    found = measure.cosine_convergence(made, x, "pattern.net", tensors=["x"], output="a", vectors=seeds, fitted=fitted)["x"]
+    active = x @ onnx.numpy_helper.to_array(made.graph.initializer[0]) > 0
+    a, b = (seeds * active[:, None] @ fitted["h"]["pattern"].T).astype(np.float64).swapaxes(0, 1)
+    want = np.abs((a * b).sum(1)) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    np.testing.assert_allclose(found.values, want, rtol=1e-5)
+    with pytest.raises(graphattr.MethodError, match="learned for another model"):
+        measure.cosine_convergence(two_layers(quantised=True), x, "pattern.net", tensors=["x"], output="a", fitted=fitted)
+
+
+def test_patterns_of_the_intact_model_say_nothing_of_another():
+    x = np.random.default_rng(1).standard_normal((4, 6)).astype(np.float32)
+    made = two_layers()
+    with pytest.raises(graphattr.MethodError, match="describes no re-initialised one"):
+        measure.cascading_randomisation(made, x, "pattern.net", compare=measure.spearman, fitted=patterns_of(made, "pattern.net"))
+    found = measure.cascading_randomisation(made, x, "pattern.net", compare=measure.spearman,
+                                            fitted=lambda m: patterns_of(m, "pattern.net"))
+    assert found.depths == [1, 2]
+    assert all(np.isfinite(m.values).all() and m.value < 0.99 for m in found.measures)
 
 
 def test_randomisation_at_some_depths():
