@@ -3,7 +3,7 @@
 from . import measure
 from .api import convert, explain, fit, inspect, methods, operators, rules, verify
 from .audit import Report, audit
-from .compare import diff
+from .compare import Difference, diff
 from .errors import (
     BuildError,
     FitWarning,
@@ -25,6 +25,7 @@ from .version import __version__
 __all__ = [
     "Attribution",
     "BuildError",
+    "Difference",
     "Explainer",
     "Explanation",
     "FitWarning",

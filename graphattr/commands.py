@@ -24,7 +24,7 @@ def add_commands(command: Command) -> None:
     audit = command("audit", run_audit, "measure whether explanations can be trusted: a verdict, a page, and a gate")
     audit.add_argument("model", metavar="MODEL", help="an .onnx file")
     audit.add_argument("data", metavar="DATA", nargs="+", help=DATA)
-    audit.add_argument("-o", "--out", metavar="REPORT", required=True, help="folder for report.html, report.json and its state")
+    audit.add_argument("-o", "--out", metavar="REPORT", required=True, help="folder for report.html, .json, .csv and its state")
     audit.add_argument("--method", action="append", metavar="M",
                        help="a name or a .toml; comma or repeat for several (default: gradient, lrp.epsilon_plus_flat)")
     audit.add_argument("--profile", default="standard", metavar="P", help="quick, standard, full, or a .toml (default: standard)")

@@ -31,6 +31,22 @@ from .version import __version__
 WORST = 5
 
 
+class Difference(dict[str, Any]):
+    """What `diff` found, as plain data under its keys."""
+
+    def records(self) -> list[dict[str, Any]]:
+        """One row per sample, as `pandas.DataFrame` takes them: sample, title, explained, predicted_a, predicted_b, spearman,
+        ssim, top_overlap (NaN where there is none)."""
+        p, number = self["prediction"], self["samples"]
+        found = {k: m["values"] if m else [None] * number for k, m in self["explanation"].items()}
+        return [
+            {"sample": i, "title": self["titles"][i], "explained": p["explained"][i],
+             **{f"predicted_{side}": classes[i] for side, classes in zip("ab", p["predicted"], strict=True)},
+             **{k: float("nan") if v[i] is None else v[i] for k, v in found.items()}}
+            for i in range(number)
+        ]
+
+
 def diff(
     a: Model,
     b: Model,
@@ -49,7 +65,7 @@ def diff(
     rules: Sequence[str | os.PathLike[str]] = (),
     say: Say = print_nothing,
     **params: Any,
-) -> dict[str, Any]:
+) -> Difference:
     """Do two models predict and explain the same samples alike? Both explain the class that `a` predicts (or `target`).
 
     Inputs are matched by name, or with one input each by position; where `a` takes NCHW and `b` NHWC (or the reverse), `b` gets
@@ -58,11 +74,12 @@ def diff(
     data, labels, preprocess: as for `audit`, for the inputs of `a`. samples: how many at most, spread over the data. top: the
     share of features that counts as the strongest. output: a file to write, an HTML page with the worst samples side by side.
 
-    Keys: version, graphattr, method, params, a and b (name, sha256), samples, input, transposed, prediction (agreement: the share
-    of samples with the same class; probability: the largest difference; score: the same, of the scores; accuracy of a and b),
+    Keys: version, graphattr, method, params, a and b (name, sha256), samples, titles, input, transposed, prediction (agreement:
+    the share of samples with the same class; probability: the largest difference; score: the same, of the scores; accuracy of a
+    and b; explained: the class of each sample; predicted: the classes that a and b say),
     explanation (spearman, ssim or null, top_overlap: value, interval, values), samples_worst (sample, title, spearman, ssim,
-    top_overlap, a, b: classes, probability: their difference), the least alike first. Raises RunError for models that cannot be
-    compared.
+    top_overlap, a, b: classes, probability: their difference), the least alike first. `records()` gives a row per sample.
+    Raises RunError for models that cannot be compared.
     """
     load_rules([os.fspath(r) for r in rules])
     sources = [read(m) for m in (a, b)]
@@ -86,14 +103,15 @@ def diff(
     if maps[0].shape != maps[1].shape:
         raise RunError(f"the maps cannot be compared: {maps[0].shape[1:]} and {maps[1].shape[1:]}")
     alike = _alike(maps, held, top)
-    result: dict[str, Any] = plain({
+    result = Difference(plain({
         "version": 1, "graphattr": __version__, "method": load_method(method).name, "params": params,
-        "a": _said(sources[0]), "b": _said(sources[1]), "samples": len(held.x), "input": shown, "transposed": bool(axes),
+        "a": _said(sources[0]), "b": _said(sources[1]), "samples": len(held.x), "titles": held.titles, "input": shown,
+        "transposed": bool(axes),
         "prediction": _predictions(ys, aim, held.labels),
         "explanation": {k: m and {"value": m.value, "interval": m.interval(resamples=2000), "values": m.values}
                         for k, m in alike.items()},
         "samples_worst": _worst(alike, ys, held),
-    })
+    }))
     if output is not None:
         write_text(Path(output), _page(result, held, maps, class_names))
     return result
@@ -152,7 +170,7 @@ def _predictions(ys: Sequence[Array], aim: Array, labels: Array | None) -> dict[
         "probability": float(_probability(ys).max()) if ys[0].shape[1] > 1 else None,
         "score": float(np.abs(ys[0] - ys[1]).max()),
         "accuracy": None if labels is None else [float((c == labels).mean()) for c in classes],
-        "explained": aim,
+        "explained": aim, "predicted": classes,
     }
 
 

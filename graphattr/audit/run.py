@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from .gate import parse
 from .measures import MEASURES, Finding, Subject, check_measures
 from .page import page
 from .profile import THRESHOLDS, Profile, load_profile
+from .records import SAMPLE, csv_text, metric_rows, sample_rows
 from .state import State, plain, write_text
 from .verdict import sentences, summary
 
@@ -66,9 +67,22 @@ class Report:
             for line in self.data["gate"] if line["failed"]
         ]
 
+    def records(self, by: Literal["sample", "metric"] = "sample") -> list[dict[str, Any]]:
+        """Plain rows, as `pandas.DataFrame` takes them; what is no number is NaN.
+
+        by="sample": method, measure, metric, sample, explained, predicted, label, value; one row per method, measure and sample,
+        of the measures with a value per sample. by="metric": method, measure, metric, value, low, high (the interval of a
+        measure's first metric), passed (None: not measured, or no check), skipped (why). RunError for another `by`.
+        """
+        if by not in ("sample", "metric"):
+            raise RunError(f'records are by "sample" or by "metric", not by {by!r}')
+        return sample_rows(self.data) if by == "sample" else metric_rows(self.data)
+
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write report.json and report.html, each whole or not at all; returns the page's path."""
+        """Write report.json, report.csv (the records by sample) and report.html, each whole or not at all; returns the page's
+        path."""
         write_text(Path(folder) / "report.json", json.dumps(self.data, indent=1, allow_nan=False) + "\n")
+        write_text(Path(folder) / "report.csv", csv_text(self.records(), SAMPLE))
         return write_text(Path(folder) / "report.html", self.html)
 
 
@@ -114,7 +128,8 @@ def audit(
         `fit`, or a .csv with lines `file,class`.
     profile: "quick", "standard", "full", or the path of a .toml: samples, gallery, seed, fail_on, [measures.NAME] with settings,
         [thresholds]. The result is the same for the same seed.
-    output: a folder for report.json, report.html and what has been measured (`state`): an interrupted audit goes on there.
+    output: a folder for report.json, report.csv, report.html and what has been measured (`state`): an interrupted audit goes on
+        there.
     target: the class that is explained: "argmax" (the predicted one), "labels", or an index.
     fail_on: rules such as "completeness > 0.01", for one method "gradient: insensitive_layers >= 3"; `Report.ok` is False where
         one holds, or where its metric could not be measured.

@@ -36,7 +36,13 @@ class Cascade:
     measures: Sequence[Measure]
     depths: Sequence[int]
 
+    def records(self) -> list[dict[str, Any]]:
+        """One row per layer and sample: layer, depth, measure, sample, value."""
+        found = zip(self.layers, self.depths, self.measures, strict=True)
+        return [{"layer": layer, "depth": depth, **row} for layer, depth, m in found for row in m.records()]
+
     def to_dict(self) -> dict[str, Any]:
+        """Plain data: numbers, lists and strings."""
         return {"layers": list(self.layers), "depths": list(self.depths), "measures": [m.to_dict() for m in self.measures]}
 
 

@@ -33,6 +33,10 @@ class Measure:
         """A bootstrap confidence interval of the statistic."""
         return bootstrap(self.values, self.statistic, level, resamples, random_state)
 
+    def records(self) -> list[dict[str, Any]]:
+        """One row per sample, as `pandas.DataFrame` takes them: measure, sample, value."""
+        return [{"measure": self.name, "sample": i, "value": v} for i, v in enumerate(self.values.tolist())]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data: numbers, lists and strings."""
         low, high = self.interval()

@@ -42,7 +42,8 @@ def test_a_model_is_like_itself_under_another_name():
     found = graphattr.diff(cnn(2), renamed(cnn(2), x="image"), X)
     assert found["input"] == ["x", "image"]
     assert found["prediction"] == {"agreement": 1.0, "probability": 0.0, "score": 0.0, "accuracy": None,
-                                   "explained": found["prediction"]["explained"]}
+                                   "explained": found["prediction"]["explained"],
+                                   "predicted": [found["prediction"]["explained"]] * 2}
     assert {k: m["value"] for k, m in found["explanation"].items()} == pytest.approx({"spearman": 1, "ssim": 1, "top_overlap": 1})
     assert not found["transposed"]
 
