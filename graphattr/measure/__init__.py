@@ -17,10 +17,11 @@ from .maps import (
 from .randomisation import Cascade, cascading_randomisation, random_logit
 from .ranking import ordering, pixel_flipping, proportionality
 from .result import Measure, bootstrap
-from .scoring import Scorer, explained
+from .scoring import Joint, Scorer, explained, joined
 
 __all__ = [
     "Cascade",
+    "Joint",
     "Measure",
     "Scorer",
     "average_prediction_change",
@@ -34,6 +35,7 @@ __all__ = [
     "explained",
     "grid_pointing",
     "infidelity",
+    "joined",
     "max_sensitivity",
     "normalised",
     "ordering",

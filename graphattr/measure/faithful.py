@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from .scoring import Feeds, Scorer
 
 def sensitivity_n(
     scorer: Scorer, feeds: Feeds, attribution: Array, target: Any = None, *, n: int | None = None, subsets: Array | None = None,
-    random_state: int = 0, name: str | None = None,
+    baseline: float = 0.0, random_state: int = 0, name: str | None = None,
 ) -> Measure:
-    """Pearson correlation, over random subsets of n features, of their attribution and the score lost by setting them to 0.
+    """Pearson correlation, over random subsets of n features, of their attribution and the score lost by setting them to
+    `baseline`.
 
     `subsets`: (S, n) flat indices; 100 drawn ones of n features (an eighth of all) where they are not given. Ancona et al. 2018.
     """
@@ -30,10 +32,10 @@ def sensitivity_n(
 
     def without(subset: Array) -> Array:
         found = x.reshape(len(x), -1).copy()
-        found[:, subset] = 0
+        found[:, subset] = baseline
         return found.reshape(x.shape)
 
-    scores = scorer.of_variants(feeds, name, [x, *map(without, subsets)], c)
+    scores = scorer.of_variants(feeds, name, chain([x], map(without, subsets)), c)
     lost, said = scores[0] - scores[1:], flat[:, subsets].sum(2).T
     a, b = said - said.mean(0), lost - lost.mean(0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -60,17 +62,16 @@ def infidelity(
 
 def max_sensitivity(
     explain: Callable[[Array], Array], x: Array, *, perturbations: Array | None = None, radius: float = 0.02, samples: int = 10,
-    random_state: int = 0,
+    random_state: int = 0, before: Array | None = None,
 ) -> Measure:
-    """max over |d| <= radius of |A(x + d) - A(x)| / |A(x)|; `explain` maps inputs to attributions of the same
-    target. Yeh et al. 2019."""
+    """max over |d| <= radius of |A(x + d) - A(x)| / |A(x)|; `explain` maps inputs to attributions of the same target. `before`:
+    A(x), where it is known. Yeh et al. 2019."""
     if perturbations is None:
         rng = np.random.Generator(np.random.PCG64(random_state))
         perturbations = rng.uniform(-radius, radius, (samples, *x.shape[1:])).astype(x.dtype)
-    base = np.asarray(explain(x), np.float64).reshape(len(x), -1)
+    base = np.asarray(explain(x) if before is None else before, np.float64).reshape(len(x), -1)
     size = np.linalg.norm(base, axis=1)
-    moved = [np.asarray(explain(x + d), np.float64).reshape(len(x), -1) for d in perturbations]
-    found = np.max([np.linalg.norm(m - base, axis=1) for m in moved], axis=0)
+    found = np.max([np.linalg.norm(explain(x + d).reshape(len(x), -1) - base, axis=1) for d in perturbations], axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         return Measure("max_sensitivity", found / size, "mean", {}, {"samples": len(perturbations)})
 

@@ -18,20 +18,25 @@ def ssim(a: Array, b: Array, data_range: float = 1.0) -> float:
     """Structural similarity of two (H, W) maps: uniform 5x5 windows, unbiased (co)variances, mean over the interior.
     Wang et al. 2004."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    view = [np.lib.stride_tricks.sliding_window_view(m, (5, 5)).reshape(m.shape[0] - 4, m.shape[1] - 4, 25) for m in (a, b)]
-    ma, mb = (v.mean(-1) for v in view)
-    va, vb = (v.var(-1, ddof=1) for v in view)
-    cov = ((view[0] - ma[..., None]) * (view[1] - mb[..., None])).sum(-1) / 24
+    ma, mb, aa, bb, ab = (_windows(m) / 25 for m in (a, b, a * a, b * b, a * b))
+    va, vb, cov = (25 / 24 * (m - p * q) for m, p, q in ((aa, ma, ma), (bb, mb, mb), (ab, ma, mb)))
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     found = (2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
     return float(found.mean())
+
+
+def _windows(m: Array) -> Array:
+    """Sums over 5x5 windows, (H - 4, W - 4)."""
+    h, w = (d - 4 for d in m.shape)
+    rows = sum(m[k : k + h] for k in range(1, 5)) + m[:h]
+    return np.asarray(sum(rows[:, k : k + w] for k in range(1, 5)) + rows[:, :w])
 
 
 def ssim_flip(a: Array, b: Array, low: float = 0.5, high: float = 99.5) -> Measure:
     """max(SSIM(n(a), n(b)), SSIM(n(a), n(-b))) per sample of (N, C, H, W) or (N, H, W) maps, channels summed. Sixt
     et al. 2020."""
     a, b = (m.sum(1) if m.ndim == 4 else m for m in (np.asarray(a, np.float64), np.asarray(b, np.float64)))
-    pairs = [(normalised(p, low, high), normalised(q, low, high), normalised(-q, low, high)) for p, q in zip(a, b, strict=True)]
+    pairs = ((normalised(p, low, high), normalised(q, low, high), normalised(-q, low, high)) for p, q in zip(a, b, strict=True))
     return Measure("ssim", np.array([max(ssim(p, q), ssim(p, f)) for p, q, f in pairs]), "median")
 
 

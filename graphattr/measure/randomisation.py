@@ -20,9 +20,10 @@ from ..method import load_method
 from ..runtime import Explainer
 from ..source import read
 from ..street import MethodLike, Order, explanation_of
+from ..targets import attributed, data_roots, explained_output
 from .maps import ssim_flip
 from .result import Measure
-from .scoring import Feeds, Scorer, bare_model, explained
+from .scoring import Feeds, Scorer, bare_model, explained, joined
 
 Compare = Callable[[Array, Array], Measure]
 
@@ -56,6 +57,9 @@ def cascading_randomisation(
     random_state: int = 0,
     compare: Compare = ssim_flip,
     fitted: Callable[[Any], Any] | None = None,
+    output: str | None = None,
+    wrt: str | Sequence[str] | None = None,
+    before: Array | None = None,
     providers: Any = None,
     batch_size: int = 16,
     at_most: int | None = None,
@@ -67,22 +71,23 @@ def cascading_randomisation(
     looks at what the model learned changes; one whose similarity stays near 1 ignores the layers above. `at_most`: maps are
     compared at so many depths, from the first to the last, instead of at every one. `fitted`: for a method that learns from data,
     a function from a model to what `fit` learns for it, asked for every model that is explained; what was learned for the intact
-    model (MethodError) describes none of the others. Adebayo et al. 2018, Sixt et al. 2020.
+    model (MethodError) describes none of the others. `output`, `wrt`: as for `convert`; maps of several tensors are compared as
+    one array. `before`: the maps of the intact model, where they are known. Adebayo et al. 2018, Sixt et al. 2020.
     """
     if fitted is not None and not callable(fitted):
         raise MethodError("what was learned for the intact model describes no re-initialised one; give a function that learns "
                           "anew, fitted=lambda m: graphattr.fit(m, data, method)")
-    scorer = Scorer(model, providers=providers)
+    scorer = Scorer(model, output, providers)
     given, classes = scorer.named(feeds), scorer.target(feeds, target)
-    size = min(batch_size, scorer.batch_size)
 
     def maps(of: Any) -> Array:
-        return _maps(of, given, classes, method, providers, params, size, fitted and fitted(of))
+        order = Order(method, "input", output, wrt, params=params, fitted=opened(fitted and fitted(of)))
+        return _maps(Explainer(explanation_of(of, order), providers), given, classes, scorer.rows(batch_size))
 
-    before = maps(model)
+    before = maps(model) if before is None else before
     names, measures, depths = [], [], []
     canonical = canonicalise(read(model))
-    layers = _linear_layers(canonical.graph)[::-1]
+    layers = _linear_layers(canonical, output, wrt)[::-1]
     chosen = {round(k) for k in np.linspace(1, len(layers), min(len(layers), at_most or len(layers)))}
     for depth, (name, changed) in enumerate(_randomised(canonical, layers, init, random_state), 1):
         if depth in chosen:
@@ -101,37 +106,39 @@ def random_logit(
     random_state: int = 0,
     compare: Compare = ssim_flip,
     fitted: Any = None,
+    output: str | None = None,
+    wrt: str | Sequence[str] | None = None,
+    before: Array | None = None,
     providers: Any = None,
     batch_size: int = 16,
     **params: Any,
 ) -> Measure:
     """The similarity of the maps of a class and of a uniformly drawn other one: near 1 where a method does not care.
-    `fitted`: as for `convert`. Sixt et al. 2020."""
-    scorer = Scorer(model, providers=providers)
+    `fitted`, `output`, `wrt`: as for `convert`; `before`: the maps of the class, where they are known. Sixt et al. 2020."""
+    scorer = Scorer(model, output, providers)
     given, classes = scorer.named(feeds), scorer.target(feeds, target)
     entries = scorer(given).shape[1]
     if entries < 2:
         raise MethodError("random_logit needs an explained output with at least two entries; this model has one")
     rng = np.random.Generator(np.random.PCG64(random_state))
     others = (classes + rng.integers(1, entries, len(classes))) % entries
-    size = min(batch_size, scorer.batch_size)
-    first, second = (_maps(model, given, c, method, providers, params, size, fitted) for c in (classes, others))
-    found = compare(first, second)
+    order = Order(method, "input", output, wrt, params=params, fitted=opened(fitted))
+    explainer, size = Explainer(explanation_of(model, order), providers), scorer.rows(batch_size)
+    first = _maps(explainer, given, classes, size) if before is None else before
+    found = compare(first, _maps(explainer, given, others, size))
     settings = {"method": load_method(method).name, **found.settings}
     return Measure("random_logit", found.values, found.statistic, found.details, settings)
 
 
-def _maps(
-    model: Any, feeds: Mapping[str, Array], target: Array, method: Any, providers: Any, params: Mapping[str, Any], size: int,
-    fitted: Any,
-) -> Array:
-    explanation = explanation_of(model, Order(method=method, target="input", params=params, fitted=opened(fitted)))
-    return next(iter(explained(Explainer(explanation, providers), feeds, target, size).scores.values()))
+def _maps(explainer: Explainer, feeds: Mapping[str, Array], target: Array, size: int) -> Array:
+    return joined(list(explained(explainer, feeds, target, size).scores.values()))
 
 
-def _linear_layers(graph: Graph) -> list[Layer]:
-    layers = to_layers(graph, [v for v in graph.inputs if v.is_float], [v for _, v in graph.outputs])
-    return [layer for layer in layers.layers if layer.kind == "linear"]
+def _linear_layers(canonical: Canonical, output: str | None, wrt: str | Sequence[str] | None) -> list[Layer]:
+    """Those between what is attributed to and the explained output."""
+    roots, y = attributed(canonical, wrt), explained_output(canonical, output, True).y
+    layers = to_layers(canonical.graph, data_roots(canonical, roots), [*roots, y])
+    return [layer for layer in layers.between(roots, [y]) if layer.kind == "linear"]
 
 
 def _randomised(

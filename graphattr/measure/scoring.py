@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,6 +28,43 @@ def bare_model(canonical: Canonical, graph: Graph) -> onnx.ModelProto:
     return proto
 
 
+def joined(arrays: Sequence[Array]) -> Array:
+    """Arrays of the same samples as one: a single one as it is, several as (N, all their entries)."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate([a.reshape(len(a), -1) for a in arrays], 1)
+
+
+@dataclass(frozen=True)
+class Joint:
+    """The inputs that are varied, as one array: `names`, and the shape of a sample and the dtype of each."""
+
+    names: Sequence[str]
+    shapes: Sequence[tuple[int, ...]]
+    dtypes: Sequence[np.dtype[Any]]
+
+    @classmethod
+    def of(cls, feeds: Mapping[str, Array], names: Sequence[str]) -> Joint:
+        return cls(names, [feeds[n].shape[1:] for n in names], [feeds[n].dtype for n in names])
+
+    @property
+    def name(self) -> str:
+        return "+".join(self.names)
+
+    def join(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The feeds with these inputs as one."""
+        rest = {k: v for k, v in feeds.items() if k not in self.names}
+        return {self.name: joined([feeds[n] for n in self.names]), **rest}
+
+    def split(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """What `join` was made of."""
+        found, x = {k: v for k, v in feeds.items() if k != self.name}, feeds[self.name]
+        if len(self.names) == 1:
+            return {**found, self.name: x}
+        ends = np.cumsum([int(np.prod(shape)) for shape in self.shapes])
+        for name, part, shape, dtype in zip(self.names, np.split(x, ends[:-1], 1), self.shapes, self.dtypes, strict=True):
+            found[name] = part.reshape(-1, *shape).astype(dtype)
+        return found
+
+
 class Scorer:
     """y of a model as (N, entries), run in batches of `batch_size`, or of the file's own size where that is fixed. Only one input
     is varied: the one of `name`."""
@@ -39,7 +77,12 @@ class Scorer:
         self.session = open_session(proto, canonical.source.folder, providers)
         self.inputs = [v.name for v in graph.inputs]
         fixed = [v.shape[0] for v in graph.inputs if v.shape and isinstance(v.shape[0], int)]
-        self.batch_size = int(fixed[0]) if fixed else batch_size
+        self.fixed = int(fixed[0]) if fixed else None
+        self.batch_size = self.fixed or batch_size
+
+    def rows(self, batch_size: int) -> int:
+        """How many samples may run at once where `batch_size` are asked for."""
+        return self.fixed or batch_size
 
     def __call__(self, feeds: Feeds) -> Array:
         """(N, entries) in float64."""
@@ -53,6 +96,10 @@ class Scorer:
             except Exception as e:
                 raise RunError(f"ONNX Runtime refused a batch: {str(e).splitlines()[0]}") from e
         return np.concatenate(found).astype(np.float64)
+
+    def of_joint(self, joint: Joint) -> Scorer:
+        """The same scores of feeds in which several inputs are one array."""
+        return _JointScorer(self, joint)
 
     def named(self, feeds: Feeds) -> dict[str, Array]:
         """Arrays by input name."""
@@ -96,6 +143,16 @@ class Scorer:
                 yield from run()
         if held:
             yield from run()
+
+
+class _JointScorer(Scorer):
+    def __init__(self, scorer: Scorer, joint: Joint) -> None:
+        self.scorer, self.joint = scorer, joint
+        self.fixed, self.batch_size = scorer.fixed, scorer.batch_size
+        self.inputs = [joint.name, *(n for n in scorer.inputs if n not in joint.names)]
+
+    def __call__(self, feeds: Feeds) -> Array:
+        return self.scorer(self.joint.split(self.named(feeds)))
 
 
 def explained(explainer: Explainer, feeds: Mapping[str, Array], target: Any = None, batch_size: int = 16) -> Attribution:
