@@ -17,10 +17,13 @@ from .errors import (
     WriteError,
 )
 from .export import Explanation
+from .figure import plot
 from .fitted import Fitted
 from .method import Method
 from .runtime import Attribution, Explainer
 from .version import __version__
+
+Attribution.plot = plot
 
 __all__ = [
     "Attribution",
@@ -50,6 +53,7 @@ __all__ = [
     "measure",
     "methods",
     "operators",
+    "plot",
     "rules",
     "verify",
 ]

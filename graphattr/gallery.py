@@ -15,6 +15,7 @@ from .preprocess import Say, preprocess_for, print_nothing, read_input
 from .runtime import Explainer
 from .sheet import Sheet
 from .texts import read_texts, text_item
+from .view import View
 from .vocabulary import load_vocabulary
 
 NO_PICTURES = (".npy", ".npz", ".csv", ".wav", ".txt")
@@ -62,7 +63,7 @@ def explain_files(
             say(f"{file}: {item.rate:g} samples per second, taken as they are: {len(item.array)} x {item.array.shape[1:]}")
         feeds = item.feeds(own)
         a = explainer(feeds, _runtime_target(explainer, target))
-        yield Sheet(file, out / label, item, feeds, a, explainer.manifest, pre, names, vocabulary).report(top)
+        yield Sheet(file, out / label, View(item, feeds, a, pre, names, vocabulary)).report(top)
 
 
 def _result_names(files: Sequence[str]) -> list[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -27,7 +27,8 @@ INDEX = "graphattr_target_index"
 
 @dataclass(frozen=True)
 class Attribution:
-    """What a run gives: `scores` and `outputs` by tensor name, the explained index per sample, `delta`, `ledger`."""
+    """What a run gives: `scores` and `outputs` by tensor name, the explained index per sample, `delta`, `ledger`, and what the
+    explanation says of itself (`manifest`)."""
 
     scores: Mapping[str, Array]
     outputs: Mapping[str, Array]
@@ -35,6 +36,39 @@ class Attribution:
     delta: Array | None = None
     ledger: Array | None = None
     extras: Mapping[str, Array] = field(default_factory=dict)
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+    plot: ClassVar[Callable[..., Any]]  # graphattr.plot, which stands on a higher floor
+
+    def records(self, x: Any = None, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """One row per sample and column of tables (N, F), as `pandas.DataFrame` takes them: tensor, method, sample, target (None:
+        a seed), column, value (where x is given), attribution.
+
+        x: what was explained, an array or arrays by name. columns: their names (default: x0, x1 ...). Attributions of other
+        shapes are left out; RunError where there is no table, or x or columns do not fit.
+        """
+        tables = {name: score for name, score in self.scores.items() if score.ndim == 2}
+        if not tables:
+            shapes = ", ".join(f"{name} {score.shape}" for name, score in self.scores.items())
+            raise RunError(f"records are of tables (N, F); the attributions are {shapes}: take them from `scores`")
+        rows = []
+        for name, score in tables.items():
+            tensor, method = tensor_and_method(name, self.manifest)
+            values = x.get(tensor) if isinstance(x, Mapping) else x
+            values = None if values is None else np.asarray(values)
+            if values is not None and values.shape != score.shape:
+                raise RunError(f"x has the shape {values.shape}, the attribution {name!r} {score.shape}")
+            if columns and len(columns) != score.shape[1]:
+                raise RunError(f"{len(columns)} names for the {score.shape[1]} columns of {name!r}")
+            for i, k in np.ndindex(score.shape):
+                rows.append({
+                    "tensor": tensor, "method": method or str(self.manifest.get("method", "")), "sample": i,
+                    "target": None if self.target is None else int(self.target[i]),
+                    "column": columns[k] if columns else f"x{k}",
+                    **({} if x is None else {"value": float("nan") if values is None else values[i, k].item()}),
+                    "attribution": score[i, k].item(),
+                })
+        return rows
 
 
 class Explainer:
@@ -184,6 +218,7 @@ class Explainer:
             extras.get(self.manifest["extras"].get("delta", "")),
             extras.get(self.manifest["extras"].get("ledger", "")),
             extras,
+            self.manifest,
         )
 
     def _target(self, found: Mapping[str, Array], feeds: Mapping[str, Array], rows: int) -> Array | None:
@@ -191,6 +226,13 @@ class Explainer:
         if self._index:
             return np.asarray(found[self._index]).reshape(-1)
         return feeds["target"].reshape(-1) if "target" in self._ours else None
+
+
+def tensor_and_method(name: str, manifest: Mapping[str, Any]) -> tuple[str, str]:
+    """Of a key of `scores`; the method is '' when it is alone in the file. Names of tensors may hold slashes."""
+    methods = str(manifest.get("method", "")).split(",")
+    method = next((m for m in methods if len(methods) > 1 and name.endswith(f"/{m}")), "")
+    return name.removesuffix(f"/{method}") if method else name, method
 
 
 def open_session(

@@ -1,4 +1,4 @@
-"""Attributions as pictures, curves and coloured text. Only pictures need Pillow, only curves matplotlib."""
+"""Attributions as pictures, curves and coloured text. Only pictures need Pillow, only curves and figures matplotlib."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -9,13 +9,16 @@ from graphattr.render.words import Passage, coloured, page
 
 if TYPE_CHECKING:
     from graphattr.render.compose import Row, bars, grid, panel
+    from graphattr.render.notebook import figure
+    from graphattr.render.prose import sentence
     from graphattr.render.save import save_png
     from graphattr.render.signals import curves
 
-__all__ = ["Passage", "Row", "bars", "coloured", "colours", "curves", "grid", "heatmap", "overlay", "page", "panel",
-           "reduce_channels", "reduction", "robust_scale", "save_png"]
+__all__ = ["Passage", "Row", "bars", "coloured", "colours", "curves", "figure", "grid", "heatmap", "overlay", "page",
+           "panel", "reduce_channels", "reduction", "robust_scale", "save_png", "sentence"]
 
-WITH_PILLOW = {**dict.fromkeys(("Row", "bars", "grid", "panel"), "compose"), "curves": "signals", "save_png": "save"}
+WITH_PILLOW = {**dict.fromkeys(("Row", "bars", "grid", "panel"), "compose"), "curves": "signals", "figure": "notebook",
+               "sentence": "prose", "save_png": "save"}
 
 
 def __getattr__(name: str) -> Any:

@@ -48,7 +48,7 @@ def panel(photo: Pixels | None, a: ArrayLike, title: str, legend: str = "", how:
     heading, below_heading = wrap(title, bold, wide), wrap(legend, small, wide) if legend else []
     captions = edge + len(heading) * height(bold) + len(below_heading) * height(small) + gap
     tiles = captions + height(small) + gap // 4
-    page = Image.new("RGB", (wide + 2 * edge, tiles + tile[1] + gap + _bar_height(small) + edge), WHITE)
+    page = Image.new("RGB", (wide + 2 * edge, tiles + tile[1] + gap + bar_height(small) + edge), WHITE)
     draw = ImageDraw.Draw(page)
     write(draw, (edge, edge), heading, bold)
     write(draw, (edge, edge + len(heading) * height(bold)), below_heading, small, FAINT)
@@ -74,7 +74,7 @@ def grid(rows: Sequence[Row], columns: Sequence[str], title: str = "", note: str
     heading, heads = wrap(title, large, wide) if title else [], [wrap(c, bold, tile[0]) for c in columns]
     first = edge + len(heading) * height(large) + max(map(len, heads)) * height(bold) + 2 * gap
     last = first + len(rows) * (tile[1] + gap)
-    page = Image.new("RGB", (wide + 2 * edge, last + gap + _bar_height(small) + edge), WHITE)
+    page = Image.new("RGB", (wide + 2 * edge, last + gap + bar_height(small) + edge), WHITE)
     draw = ImageDraw.Draw(page)
     write(draw, (edge, edge - gap // 2), heading, large)
     for i, lines in enumerate(heads):       # short heads move down, so that all stand on their tiles
@@ -149,11 +149,11 @@ def _number(x: float) -> str:
 
 
 def colour_bar(page: Image.Image, at: At, wide: int, of: Font, sequential: bool = False, scale: float | None = None,
-               most: str = "for") -> None:
-    """The ramp with its two ends in words, and in numbers where one scale holds for the whole picture."""
+               most: str = "for", peak: float = 1.0) -> None:
+    """The ramp, up to `peak` of it, with its two ends in words, and in numbers where one scale holds for the whole picture."""
     thick = round(height(of) * 0.7)
     values = np.linspace(0 if sequential else -1, 1, wide)
-    ramp = np.repeat(colours(values, sequential)[None], thick, 0)
+    ramp = np.repeat(colours(peak * values, sequential)[None], thick, 0)
     _paste(page, ramp, at, (wide, thick))
     draw, y = ImageDraw.Draw(page), at[1] + thick + height(of) // 4
     low = "0" if sequential else "against" if scale is None else f"against {_number(-scale)}"
@@ -164,7 +164,7 @@ def colour_bar(page: Image.Image, at: At, wide: int, of: Font, sequential: bool 
         write(draw, (at[0] + wide // 2, y), ["0"], of, FAINT, "centre")
 
 
-def _bar_height(of: Font) -> int:
+def bar_height(of: Font) -> int:
     return round(height(of) * 0.7) + height(of) // 4 + height(of)
 
 

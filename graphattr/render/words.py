@@ -28,7 +28,7 @@ class Passage:
         return robust_scale(self.scores, 100)
 
 
-def _shades(passage: Passage) -> Iterator[tuple[str, str, str]]:
+def shades(passage: Passage) -> Iterator[tuple[str, str, str]]:
     """(ink, paper, number) of each token as #rrggbb; paper is '' for tokens without a word to say."""
     relative = np.asarray(passage.scores, np.float64) / passage.scale
     for rgb, share, score in zip(colours(PEAK * relative), relative, passage.scores, strict=True):
@@ -48,7 +48,7 @@ def signed(x: float) -> str:
 def coloured(passage: Passage, colour: bool) -> Text:
     """The passage as one line; without colours each token is followed by its relevance."""
     line = Text()
-    for (before, piece), (ink, paper, number) in zip(passage.pieces, _shades(passage), strict=True):
+    for (before, piece), (ink, paper, number) in zip(passage.pieces, shades(passage), strict=True):
         line.append(before)
         line.append(piece if colour else f"{piece}({number})", f"{ink} on {paper}" if colour and paper else "")
     return line
@@ -97,7 +97,7 @@ def _figure(passage: Passage) -> str:
     note = f"full colour at {passage.scale:.3g}, sum {signed(float(np.sum(passage.scores)))}"
     line = "".join(
         f"{escape(before)}<span{_style(ink, paper)} title=\"{escape(number)}\">{escape(piece)}</span>"
-        for (before, piece), (ink, paper, number) in zip(passage.pieces, _shades(passage), strict=True)
+        for (before, piece), (ink, paper, number) in zip(passage.pieces, shades(passage), strict=True)
     )
     return f'<figure>\n<figcaption>{said}{DOT}{note}</figcaption>\n<p dir="auto">{line}</p>\n</figure>'
 

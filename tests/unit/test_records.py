@@ -15,6 +15,7 @@ from graphattr.audit.records import csv_text
 from graphattr.errors import RunError
 from tests.unit.test_audit import QUICK, X, cnn
 from tests.unit.test_compare import shaken
+from tests.unit.tiny import array, mlp
 
 pytest.importorskip("onnxruntime")
 
@@ -108,3 +109,37 @@ def test_a_difference_has_a_row_per_sample():
     assert [r["explained"] for r in rows] == [r["predicted_a"] for r in rows]
     table = graphattr.diff(cnn(2), cnn(2), X[:, :, :, :], "gradient").records()
     assert all(r["spearman"] == pytest.approx(1) for r in table)
+
+
+# -- attributions of tables -------------------------------------------------------------------------------------------
+def test_a_table_has_a_row_per_sample_and_column():
+    x = array(3, 4)
+    a = graphattr.explain(mlp(), x, "gradient_x_input")
+    rows = flat(a.records(x, ["age", "income", "height", "debt"]))
+    assert list(rows[0]) == ["tensor", "method", "sample", "target", "column", "value", "attribution"]
+    assert len(rows) == 12
+    assert {(r["tensor"], r["method"]) for r in rows} == {("x", "gradient_x_input")}
+    row = rows[4 * 2 + 1]
+    assert (row["sample"], row["column"], row["target"]) == (2, "income", a.target[2])
+    assert (np.float32(row["value"]), np.float32(row["attribution"])) == (x[2, 1], a.scores["x"][2, 1])
+    assert [r["column"] for r in a.records()[:4]] == ["x0", "x1", "x2", "x3"]
+    assert "value" not in a.records()[0]
+
+
+def test_several_methods_and_tensors_have_rows_of_their_own():
+    x = array(2, 4)
+    a = graphattr.explain(mlp(), x, ["gradient", "lrp.epsilon"], wrt=["x", "a"])
+    rows = flat(a.records({"x": x}))
+    assert {(r["tensor"], r["method"]) for r in rows} == {(t, m) for t in ("x", "a") for m in ("gradient", "lrp.epsilon")}
+    assert all(math.isnan(r["value"]) == (r["tensor"] == "a") for r in rows)
+
+
+def test_what_is_no_table_is_refused():
+    x = array(2, 4)
+    a = graphattr.explain(mlp(), x, "gradient")
+    with pytest.raises(RunError, match=r"tables \(N, F\)"):
+        graphattr.explain(cnn(1), X, "gradient").records()
+    with pytest.raises(RunError, match="3 names for the 4 columns"):
+        a.records(x, ["a", "b", "c"])
+    with pytest.raises(RunError, match=r"x has the shape \(1, 4\)"):
+        a.records(x[:1])
