@@ -14,11 +14,12 @@ from .infer import read_type
 from .preprocess import Say, preprocess_for, print_nothing, read_input
 from .runtime import Explainer
 from .sheet import Sheet
+from .tabular import TABLES
 from .texts import read_texts, text_item
 from .view import View
 from .vocabulary import load_vocabulary
 
-NO_PICTURES = (".npy", ".npz", ".csv", ".wav", ".txt")
+NO_PICTURES = (".npy", ".npz", *TABLES, ".wav", ".txt")
 
 
 def explain_files(
@@ -58,7 +59,7 @@ def explain_files(
         if text or Path(file).suffix.lower() == ".txt":
             item = text_item(texts or read_texts(Path(file)), file, vocabulary, types)
         else:
-            item = read_input(file, pre, shape or (), dtype or np.float32)
+            item = read_input(file, pre, shape or (), dtype or np.float32, own)
         if item.rate:
             say(f"{file}: {item.rate:g} samples per second, taken as they are: {len(item.array)} x {item.array.shape[1:]}")
         feeds = item.feeds(own)

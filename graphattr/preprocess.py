@@ -1,4 +1,4 @@
-"""Files that a user hands in (photos, .npy, .npz, .csv, .wav) become arrays that the model accepts.
+"""Files that a user hands in (photos, .npy, .npz, .csv, .parquet, .wav) become arrays that the model accepts.
 
 A picture is turned upright, resized, cropped, then every channel becomes (value * scale - mean) / std, value = 0 .. 255.
 With a crop the short side is resized to `size` and the centre is cut out; without one the picture is squeezed to
@@ -6,7 +6,6 @@ With a crop the short side is resized to `size` and the centre is cut out; witho
 `size / crop` only says how much margin is cut away. Models with integer inputs get the plain 0 .. 255 values.
 """
 
-import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
@@ -19,6 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 from graphattr.errors import RunError, did_you_mean
 from graphattr.files import named_or_table
 from graphattr.sound import fit_sound, read_wav
+from graphattr.tabular import TABLES, read_table
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -183,12 +183,15 @@ def guess_layout(shape: Shape) -> tuple[str, str]:
     return "NCHW", f"no axis of {shown} has 1, 3 or 4 channels, so channels first is only the default"
 
 
-def read_input(path: str | Path, pre: Preprocess, shape: Shape, dtype: DTypeLike) -> InputItem:
-    """The file as an array of the input's shape and dtype; `pre` is used for pictures only, arrays are taken as they are."""
+def read_input(path: str | Path, pre: Preprocess, shape: Shape, dtype: DTypeLike, inputs: Sequence[str] = ()) -> InputItem:
+    """The file as an array of the input's shape and dtype; `pre` is used for pictures only, arrays are taken as they are.
+    A table with a column for each of `inputs` is read as these."""
     path = Path(path)
     if not path.is_file():
         raise RunError(f"no such input file: {path}" if not path.exists() else f"{path} is not a file")
-    readers = {".npy": _read_npy, ".npz": _read_npz, ".csv": _read_csv, ".wav": _read_wav}
+    if path.suffix.lower() in TABLES:
+        return _read_table(path, shape, np.dtype(dtype), inputs)
+    readers = {".npy": _read_npy, ".npz": _read_npz, ".wav": _read_wav}
     read = readers.get(path.suffix.lower())
     return read(path, pre, shape, np.dtype(dtype)) if read else _read_picture(path, pre, shape, np.dtype(dtype))
 
@@ -215,22 +218,12 @@ def _load(path: Path) -> Any:
         raise RunError(f"cannot read {path}: {e} (arrays of Python objects are refused)") from e
 
 
-def _read_csv(path: Path, pre: Preprocess, shape: Shape, dtype: np.dtype[Any]) -> InputItem:
-    try:
-        lines = [line for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as e:
-        raise RunError(f"cannot read {path}: {e}") from e
-    if not lines:
-        raise RunError(f"{path} is empty")
-    mark = max(",;\t", key=lines[-1].count)
-    mark_or_space = mark if mark in lines[-1] else None
-    header = int(not _is_numbers(lines[0], mark_or_space) and len(lines) > 1)
-    try:
-        rows = np.loadtxt(lines[header:], delimiter=mark_or_space, ndmin=2)
-    except ValueError as e:
-        raise RunError(f"{path}: {e}. Each row is one sample, each column a number; only line 1 may be a header.") from e
-    names = tuple(cell.strip() for cell in next(csv.reader(lines[:1], delimiter=mark_or_space or " "))) if header else ()
-    return InputItem(fit_array(rows, shape, dtype, path.name), None, path.stem, columns=names)
+def _read_table(path: Path, shape: Shape, dtype: np.dtype[Any], inputs: Sequence[str]) -> InputItem:
+    table = read_table(path, inputs)
+    if table.inputs:
+        named = {k: c if c.ndim > 1 else c[:, None] for k, c in table.inputs.items()}
+        return InputItem(next(iter(named.values())), None, path.stem, named)
+    return InputItem(fit_rows(table.array, shape, dtype, path.name), None, path.stem, columns=table.names)
 
 
 def _read_wav(path: Path, pre: Preprocess, shape: Shape, dtype: np.dtype[Any]) -> InputItem:
@@ -238,11 +231,9 @@ def _read_wav(path: Path, pre: Preprocess, shape: Shape, dtype: np.dtype[Any]) -
     return InputItem(fit_array(fit_sound(sound, shape, path.name), shape, dtype, path.name), None, path.stem, rate=rate)
 
 
-def _is_numbers(line: str, mark: str | None) -> bool:
-    try:
-        return bool([float(cell) for cell in line.split(mark)])
-    except ValueError:
-        return False
+def fit_rows(array: Array, shape: Shape, dtype: np.dtype[Any], name: str) -> Array:
+    """Rows of a table as samples: their elements are reshaped where only the axes differ."""
+    return fit_array(array.reshape(len(array), -1) if array.ndim != len(shape) else array, shape, dtype, name)
 
 
 def fit_array(array: Array, shape: Shape, dtype: np.dtype[Any], name: str) -> Array:
@@ -250,11 +241,11 @@ def fit_array(array: Array, shape: Shape, dtype: np.dtype[Any], name: str) -> Ar
     if array.dtype.kind not in "biuf":
         raise RunError(f"{name} holds {array.dtype}, the model wants {dtype}")
     wanted = list(shape)[1:]
-    if array.ndim == len(wanted):
-        array = array[None]
     width = int(np.prod([w for w in wanted if isinstance(w, int)], dtype=np.int64))
     if array.ndim == 2 and len(wanted) != 1 and array.shape[1] == width and all(isinstance(w, int) for w in wanted):
         array = array.reshape([len(array), *(w for w in wanted if isinstance(w, int))])
+    if array.ndim == len(wanted):
+        array = array[None]
     fits = array.ndim == len(shape) and all(not isinstance(w, int) or w == a for w, a in zip(wanted, array.shape[1:]))
     if not fits:
         raise RunError(f"{name} has the shape {tuple(array.shape)}, the model wants {_shown(shape)}")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..canonical import Canonical
 from ..errors import RunError
-from ..fit.data import Batch, Data, Types, _labels, has_pictures, open_data
+from ..fit.data import Batch, Data, Types, has_pictures, open_data, paths_of
 from ..fit.files import PICTURES, files_in
+from ..fit.labels import known, read_labels, with_classes
 from ..graph import Array
 from ..preprocess import Preprocess, Say, guess_layout, load_preprocess, preprocess_for, print_nothing
 
@@ -58,14 +56,15 @@ def load_samples(
     fixed = next((s[0] for _, s in types.values() if s and isinstance(s[0], int)), 1)
     pre = preprocess_for(preprocess, shape, say) if has_pictures(data) else load_preprocess(preprocess or "none")
     titles: Sequence[str] = ()
-    if _is_paths(data):
-        files = [pair for d in ([data] if isinstance(data, (str, os.PathLike)) else data) for pair in files_in(Path(d))]
-        labels = _labels_of(files, labels, [data] if isinstance(data, (str, os.PathLike)) else data)
-        if all(f.suffix.lower() in PICTURES for f, _ in files):
-            chosen = _spread(len(files), at_most, fixed)
-            titles = [files[i][0].name for i in chosen]
-            labels = None if labels is None else _picked(_labels(labels), chosen, len(files))
-            data = [files[i][0] for i in chosen]
+    roots = paths_of(data)
+    files = [pair for root in roots for pair in files_in(root)]
+    if files and all(f.suffix.lower() in PICTURES for f, _ in files):
+        files, labels = with_classes(files, labels, roots)
+        chosen = _spread(len(files), at_most, fixed)
+        classes = known(files) if labels is None else read_labels(labels)
+        labels = None if classes is None else _picked(classes, chosen, len(files))
+        data = [files[i][0] for i in chosen]
+        titles = [f.name for f in data]
     feeds, found = _rows(open_data(data, labels, types, 64, pre), at_most, fixed)
     layout = guess_layout(shape)[0] if len(shape) == 4 else ""
     return Samples(feeds, name, found, layout, pre, titles or [f"sample {i}" for i in range(len(feeds[name]))])
@@ -106,42 +105,3 @@ def _picked(labels: Array, chosen: Array, total: int) -> Array:
     if len(labels) != total:
         raise RunError(f"there are {len(labels)} labels for {total} pictures")
     return np.asarray(labels[chosen])
-
-
-def _is_paths(data: Any) -> bool:
-    return isinstance(data, (str, os.PathLike)) or (
-        isinstance(data, (list, tuple)) and bool(data) and all(isinstance(d, (str, os.PathLike)) for d in data)
-    )
-
-
-def _labels_of(files: Sequence[tuple[Path, int | None]], labels: Any, roots: Sequence[Any]) -> Any:
-    """A class per file: from a table of names and classes, from the folders, or as they were given."""
-    if isinstance(labels, (str, os.PathLike)) and Path(labels).suffix.lower() == ".csv":
-        return _from_table(Path(labels), files, roots)
-    if labels is None and all(label is not None for _, label in files) and all(f.suffix.lower() in PICTURES for f, _ in files):
-        return np.array([label for _, label in files])
-    return labels
-
-
-def _from_table(path: Path, files: Sequence[tuple[Path, int | None]], roots: Sequence[Any]) -> Array:
-    """Lines `file,class`: the file's name, or its path in the folder. A line whose class is no number may be the first only."""
-    try:
-        rows = [row for row in csv.reader(path.read_text("utf-8-sig").splitlines()) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise RunError(f"cannot read the labels in {path}: {e}") from e
-    if rows and not rows[0][-1].strip().isdecimal():
-        rows = rows[1:]
-    bad = next((row for row in rows if not row[-1].strip().isdecimal() or len(row) > 2), None)
-    if bad is not None:
-        raise RunError(f"{path}: the line {','.join(bad)!r} is not `file,class` with a whole number (or the class alone)")
-    if all(len(row) == 1 for row in rows):
-        return np.array([int(row[0]) for row in rows])
-    classes = {Path(row[0].strip()).as_posix(): int(row[-1]) for row in rows}
-    found = []
-    for file, _ in files:
-        inside = [file.relative_to(r).as_posix() for r in map(Path, roots) if file.is_relative_to(r)]
-        label = next((classes[k] for k in (*inside, file.name, file.as_posix()) if k in classes), None)
-        if label is None:
-            raise RunError(f"{path} names no class for {file.name}; it has lines for {len(classes)} files")
-        found.append(label)
-    return np.array(found)

@@ -1,6 +1,6 @@
-"""What to learn from, as batches: arrays, dicts of arrays, iterables of batches, .npz, .npy, pictures, folders of these.
+"""What to learn from, as batches: arrays, dicts of arrays, iterables of batches, .npz, .npy, tables, pictures, folders.
 
-Nothing but a batch is held: .npy files are mapped, members of an .npz are read row by row, pictures one by one.
+Nothing but a batch is held: .npy files are mapped, members of an .npz and a .parquet read row by row, pictures one by one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..graph import Array
 from ..infer import Shape, shape_text
 from ..preprocess import Preprocess
 from .files import PICTURES, Chunk, chunks_of_file, files_in, rows_of_file
+from .labels import read_labels, with_classes
 
 LABELS = "labels"
 Types = Mapping[str, tuple[np.dtype[Any] | None, Shape | None]]
@@ -86,14 +87,14 @@ class Data:
 
 def open_data(data: Any, labels: Any, types: Types, size: int, pre: Preprocess | None = None, fixed: bool = False) -> Data:
     """The data as batches of `size` samples for a model's inputs (name -> dtype and shape). RunError for what is no data."""
-    given = None if labels is None else _labels(labels)
-    if isinstance(data, (str, os.PathLike)):
-        data = [data]
-    if isinstance(data, (list, tuple)) and data and all(isinstance(d, (str, os.PathLike)) for d in data):
-        files = [f for d in data for f in files_in(Path(d))]
+    paths = paths_of(data)
+    files, left = with_classes([f for p in paths for f in files_in(p)], labels, paths)
+    given = None if left is None else read_labels(left)
+    if paths:
+        first = labels is not left
         known = [rows_of_file(f, types) for f, _ in files]
         total = sum(n for n in known if n is not None) if None not in known else None
-        chunks = lambda: (c for f, label in files for c in chunks_of_file(f, label, types, size, pre))  # noqa: E731
+        chunks = lambda: (c for f, label in files for c in chunks_of_file(f, label, types, size, pre, first))  # noqa: E731
         return Data(chunks, types, size, total, given, fixed)
     if isinstance(data, Mapping) or hasattr(data, "__array__"):
         named = _named(data, types)
@@ -117,7 +118,7 @@ def _again(data: Iterable[Any], types: Types) -> Callable[[], Iterator[Chunk]]:
         used.append(True)
         for item in data if once is None else once:
             pair = isinstance(item, (tuple, list)) and len(item) == 2
-            yield _named(item[0] if pair else item, types) | ({LABELS: _labels(item[1])} if pair else {})
+            yield _named(item[0] if pair else item, types) | ({LABELS: read_labels(item[1])} if pair else {})
 
     return chunks
 
@@ -141,19 +142,6 @@ def _named(item: Any, types: Types) -> dict[str, Array]:
 
 def _also(item: Iterable[str], types: Types) -> list[str]:
     return [LABELS] if LABELS in item and LABELS not in types else []
-
-
-def _labels(labels: Any) -> Array:
-    if isinstance(labels, (str, os.PathLike)):
-        path = Path(labels)
-        try:
-            labels = np.load(path) if path.suffix == ".npy" else np.array(path.read_text("utf-8").split(), np.int64)
-        except (OSError, ValueError) as e:
-            raise RunError(f"cannot read the labels in {path}: {e}; they come as .npy, or as text with one number each") from e
-    found = np.asarray(labels)
-    if found.dtype.kind not in "iub":
-        raise RunError(f"labels must be whole numbers, not {found.dtype}")
-    return found.reshape(-1)
 
 
 def checked(name: str, array: Array, dtype: np.dtype[Any] | None, shape: Shape | None) -> Array:
@@ -204,8 +192,12 @@ def _as_batch(chunk: Chunk) -> Batch:
     return Batch({k: v for k, v in chunk.items() if k != LABELS}, chunk.get(LABELS))
 
 
+def paths_of(data: Any) -> list[Path]:
+    """The files and folders, where the data are these."""
+    several = [data] if isinstance(data, (str, os.PathLike)) else data if isinstance(data, (list, tuple)) else []
+    return [Path(d) for d in several] if all(isinstance(d, (str, os.PathLike)) for d in several) else []
+
+
 def has_pictures(data: Any) -> bool:
     """Whether any of the files are pictures, which have to be prepared."""
-    paths = [data] if isinstance(data, (str, os.PathLike)) else data if isinstance(data, (list, tuple)) else []
-    found = [p for p in paths if isinstance(p, (str, os.PathLike))]
-    return any(f.suffix.lower() in PICTURES for p in found for f, _ in files_in(Path(p)))
+    return any(f.suffix.lower() in PICTURES for p in paths_of(data) for f, _ in files_in(p))

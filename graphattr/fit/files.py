@@ -1,4 +1,4 @@
-"""Files as chunks of rows: .npy mapped, .npz member by member, everything else as `explain` reads it."""
+"""Files as chunks of rows: .npy mapped, .npz member by member, .parquet batch by batch, all else as `explain` reads it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import numpy as np
 from ..errors import RunError, did_you_mean
 from ..graph import Array
 from ..infer import Shape
-from ..preprocess import Preprocess, load_preprocess, read_input
+from ..preprocess import Preprocess, fit_rows, load_preprocess, read_input
+from ..tabular import TABLES, rows_of_table, tables
 
 Chunk = dict[str, Array]
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-ARRAYS = (".npy", ".npz", ".csv", ".wav")
+ARRAYS = (".npy", ".npz", *TABLES, ".wav")
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -52,6 +53,8 @@ def rows_of_file(path: Path, types: Mapping[str, Any]) -> int | None:
     suffix = path.suffix.lower()
     if suffix == ".npy":
         return len(_mapped(path))
+    if suffix in TABLES:
+        return rows_of_table(path)
     if suffix != ".npz":
         return 1 if suffix in PICTURES else None
     with _archive(path) as z, z.open(f"{_member(z, path, next(iter(types)), types)}.npy") as f:
@@ -59,10 +62,12 @@ def rows_of_file(path: Path, types: Mapping[str, Any]) -> int | None:
         return shape[0] if shape else 0
 
 
-def chunks_of_file(path: Path, label: int | None, types: Mapping[str, Any], size: int, pre: Preprocess | None) -> Iterator[Chunk]:
-    """Rows by input name; `labels` too, where the file or its folder says so."""
+def chunks_of_file(
+    path: Path, label: int | None, types: Mapping[str, Any], size: int, pre: Preprocess | None, given: bool = False
+) -> Iterator[Chunk]:
+    """Rows by input name; `labels` too, where the file or its folder says so. A class that was `given` counts before both."""
     for chunk in _chunks(path, types, size, pre):
-        if label is not None and "labels" not in chunk:
+        if label is not None and (given or "labels" not in chunk):
             chunk["labels"] = np.full(len(next(iter(chunk.values()))), label, np.int64)
         yield chunk
 
@@ -72,6 +77,9 @@ def _chunks(path: Path, types: Mapping[str, Any], size: int, pre: Preprocess | N
     if suffix == ".npz":
         yield from _of_archive(path, types, size)
         return
+    if suffix in TABLES:
+        yield from _of_table(path, types, size)
+        return
     if len(types) != 1:
         raise RunError(f"the model has {len(types)} inputs ({', '.join(types)}), {path} is one array; give .npz with their names")
     (name, (dtype, shape)), = types.items()
@@ -80,6 +88,21 @@ def _chunks(path: Path, types: Mapping[str, Any], size: int, pre: Preprocess | N
         yield from ({name: rows[i : i + size]} for i in range(0, len(rows), size))
         return
     yield {name: read_input(path, pre or load_preprocess("none"), _known(shape, name), dtype or np.float32).array}
+
+
+def _of_table(path: Path, types: Mapping[str, Any], size: int) -> Iterator[Chunk]:
+    """Columns under the names of all inputs, else the columns side by side as the only input."""
+    for table in tables(path, size, list(types)):
+        if table.inputs:
+            chunk = {k: c if c.ndim == len(types[k][1] or c.shape) else c[:, None] for k, c in table.inputs.items()}
+        elif len(types) == 1:
+            (name, (dtype, shape)), = types.items()
+            chunk = {name: fit_rows(table.array, _known(shape, name), dtype or np.dtype(np.float32), path.name)}
+        else:
+            raise RunError(f"the model has {len(types)} inputs ({', '.join(types)}), and {path} has no columns of these names")
+        if table.classes is not None and "labels" not in types:
+            chunk["labels"] = table.classes
+        yield chunk
 
 
 def _known(shape: Shape | None, name: str) -> Shape:

@@ -25,7 +25,7 @@ FLOORS = {
     "simplify": 6, "precision": 6, "backward": 6, "references": 6, "procedure": 6, "attribute": 6, "lower": 6,
     "export": 7, "manifest": 7,
     "runtime": 8, "street": 8,
-    "tables": 9, "sound": 9, "preprocess": 9, "vocabulary": 9, "render": 9,
+    "tables": 9, "sound": 9, "tabular": 9, "preprocess": 9, "vocabulary": 9, "render": 9,
     "texts": 9, "view": 9, "sheet": 9, "look": 9, "measure": 9, "fit": 9,
     "figure": 10, "gallery": 10, "audit": 10, "compare": 10, "api": 10,
     "demo": 11, "arguments": 11, "commands": 11, "cli": 11, "__main__": 11, "__init__": 11,
