@@ -1,7 +1,7 @@
 """An exported ONNX model goes in, an ONNX model that also explains its predictions comes out."""
 
 from . import measure
-from .api import convert, explain, fit, inspect, methods, operators, rules, verify
+from .api import convert, explain, fit, inspect, methods, operators, placement, rules, verify
 from .audit import Report, audit
 from .compare import Difference, diff
 from .errors import (
@@ -53,6 +53,7 @@ __all__ = [
     "measure",
     "methods",
     "operators",
+    "placement",
     "plot",
     "rules",
     "verify",

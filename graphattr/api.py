@@ -189,6 +189,17 @@ def verify(
     return check(explanation, model, data, providers)
 
 
+def placement(model: Explanation | Model) -> dict[str, Any]:
+    """Where ONNX Runtime's CUDA provider places the nodes of a file, by its table of kernels; no GPU is needed.
+
+    Keys: onnxruntime (the release the table is of), opset, cuda (nodes with a kernel), shapes (nodes that compute shapes, on the
+    CPU by intention), cpu (op, why, count, nodes): what is left to the CPU, so that its tensors travel at every run.
+    """
+    from .kernels import placement as found
+
+    return found(model.model if isinstance(model, Explanation) else read(model).model)
+
+
 def methods() -> list[dict[str, Any]]:
     """Every registered method: name, summary, source, seed, its parameters with type and default, and those of its fit.
 

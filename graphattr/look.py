@@ -15,7 +15,9 @@ from .errors import GraphattrError, ModelError, TargetError
 from .export import Explanation, read_manifest
 from .graph import Array, Graph, Value
 from .infer import read_type, shape_text
+from .kernels import placement
 from .layers import Layer, LayerGraph, to_layers
+from .lower import lowering_for
 from .method import Method
 from .plan import Bound, binder, with_bodies
 from .rule import Rule
@@ -186,6 +188,8 @@ def check(explanation: Any, model: Any, data: Any, providers: Any) -> dict[str, 
         )
     else:
         note("provenance", None, f"source sha256 {manifest['source_sha256'][:16]}... (give --model to compare)")
+    if "cuda" in (manifest.get("lowering"), lowering_for(providers)):
+        note("cuda", None, on_cuda(source.model))
     explainer = Explainer(Explanation(source.model, manifest, source.folder), providers)
     feeds = _feeds(source.model, data)
     result: dict[str, Any] = {
@@ -215,6 +219,16 @@ def check(explanation: Any, model: Any, data: Any, providers: Any) -> dict[str, 
     if a.ledger is not None:
         result["ledger"] = _ledger_rows(manifest, a.ledger)
     return {**result, "ok": all(c["ok"] is not False for c in checks)}
+
+
+def on_cuda(model: onnx.ModelProto) -> str:
+    """One line of `graphattr.placement`."""
+    found = placement(model)
+    left = "; ".join(f"{row['count']} {row['op']} ({row['why']})" for row in found["cpu"])
+    return (
+        f"{found['cuda']} nodes have kernels in ONNX Runtime {found['onnxruntime']}, {found['shapes']} compute shapes, "
+        f"{'none is' if not left else left + (' is' if len(found['cpu']) == 1 else ' are')} left to the CPU"
+    )
 
 
 def _compare_outputs(original: Source, feeds: Mapping[str, Array], outputs: Mapping[str, Array], note: Any) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ..errors import MethodError, did_you_mean
 from ..graph import Graph
 from ..simplify import prune, simplify
-from . import convolution, flat, inside, layout, levels, mask, pool, scale, stabiliser
+from . import convolution, even, flat, inside, layout, levels, mask, pool, scale, stabiliser
 from .walk import rewrite
 
 Step = Callable[[Graph], Graph]
@@ -24,7 +24,7 @@ COMMON: list[Step] = [
 ]
 TARGETS: dict[str, list[Step]] = {
     "portable": [],
-    "cuda": [*COMMON, lambda g: rewrite(g, stabiliser.of_any_sign)],
+    "cuda": [*COMMON, lambda g: rewrite(g, stabiliser.of_any_sign), lambda g: rewrite(g, even.paddings)],
     "cpu": [
         *COMMON,
         lambda g: pool.drop_switches(prune(rewrite(g, pool.by_place(g)))),

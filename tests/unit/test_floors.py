@@ -23,7 +23,7 @@ FLOORS = {
     "pair": 4, "spelled": 4, "fn": 4, "rule": 4,
     "method": 5, "plan": 5, "lookups": 5, "targets": 5, "fitted": 5,
     "simplify": 6, "precision": 6, "backward": 6, "references": 6, "procedure": 6, "attribute": 6, "lower": 6,
-    "export": 7, "manifest": 7,
+    "export": 7, "manifest": 7, "kernels": 7,
     "runtime": 8, "street": 8,
     "tables": 9, "sound": 9, "tabular": 9, "preprocess": 9, "vocabulary": 9, "render": 9,
     "texts": 9, "view": 9, "sheet": 9, "look": 9, "measure": 9, "fit": 9,
