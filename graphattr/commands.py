@@ -29,6 +29,8 @@ def add_commands(command: Command) -> None:
                        help="a name or a .toml; comma or repeat for several (default: gradient, lrp.epsilon_plus_flat)")
     audit.add_argument("--profile", default="standard", metavar="P", help="quick, standard, full, or a .toml (default: standard)")
     audit.add_argument("--target", default="argmax", metavar="T", help="argmax, labels, or an index (default: argmax)")
+    audit.add_argument("--output", metavar="NAME", help="the output to explain (default: the first float one)")
+    audit.add_argument("--wrt", metavar="NAME,..", help="inputs to explain, or: tokens (default: all float ones, or tokens)")
     audit.add_argument("--fail-on", action="append", default=[], metavar="RULE",
                        help='exit 1 where this holds: "completeness>0.01", "gradient: insensitive_layers>=3"')
     audit.add_argument("--fitted", action="append", default=[], metavar="F", help="what `fit` learned, for methods that need it")
@@ -58,8 +60,9 @@ def run_audit(args: argparse.Namespace) -> int:
     from .audit import METHODS, audit
 
     report = audit(
-        args.model, args.data, arguments.methods(args) or METHODS, profile=args.profile, output=args.out,
-        target=arguments.target(args.target), fail_on=args.fail_on, fitted=args.fitted or None, **_shared(args),
+        args.model, args.data, arguments.methods(args) or METHODS, profile=args.profile, out=args.out,
+        target=arguments.target(args.target), output=args.output, wrt=arguments.names(args.wrt), fail_on=args.fail_on,
+        fitted=args.fitted or None, **_shared(args),
     )
     if args.json:
         print(json.dumps(report.data, indent=2))

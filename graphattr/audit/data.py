@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,22 +16,32 @@ from ..fit.files import PICTURES, files_in
 from ..fit.labels import known, read_labels, with_classes
 from ..graph import Array
 from ..preprocess import Preprocess, Say, guess_layout, load_preprocess, preprocess_for, print_nothing
+from ..targets import wanted
 
 
 @dataclass(frozen=True)
 class Samples:
-    """`feeds`: arrays by input name. `name`: the input that is explained. `layout`: NCHW or NHWC of pictures, else ''."""
+    """`feeds`: arrays by input name. `names`: the inputs that are explained. `layout`: NCHW or NHWC of pictures in the first, or
+    ''."""
 
     feeds: Mapping[str, Array]
-    name: str
+    names: Sequence[str]
     labels: Array | None
     layout: str
     pre: Preprocess
     titles: Sequence[str]
 
     @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
     def x(self) -> Array:
         return self.feeds[self.name]
+
+    def of(self, name: str) -> Samples:
+        """The same samples, of which one input is explained."""
+        return self if name == self.name else replace(self, names=[name], layout=_layout(self.feeds[name].shape))
 
     @property
     def sha256(self) -> str:
@@ -43,16 +53,18 @@ class Samples:
 
 
 def load_samples(
-    canonical: Canonical, data: Any, labels: Any, at_most: int, preprocess: str | None = None, say: Say = print_nothing
+    canonical: Canonical, data: Any, labels: Any, at_most: int, preprocess: str | None = None, say: Say = print_nothing,
+    wrt: str | Sequence[str] | None = None,
 ) -> Samples:
-    """Samples for the model's inputs; RunError where the data do not fit, or the model has no float input to explain."""
+    """Samples for the model's inputs; RunError where the data do not fit, or `wrt` names what is no input."""
     inputs = canonical.graph.inputs
-    name = next((v.name for v in inputs if v.is_float), None)
-    if name is None:
-        raise RunError(f"no input of the model is float ({', '.join(v.name for v in inputs)}): what is measured here varies the "
-                       "input itself, which ids do not allow")
+    names = [one.x.name for one in wanted(canonical, wrt)]
+    inside = [n for n in names if n not in [v.name for v in inputs]]
+    if inside:
+        raise RunError(f"what is measured varies inputs of the model, and {inside[0]!r} is none: wrt takes "
+                       f"{', '.join(v.name for v in inputs)}")
     types: Types = {v.name: (v.dtype, v.shape) for v in inputs}
-    shape = types[name][1] or ()
+    shape = types[names[0]][1] or ()
     fixed = next((s[0] for _, s in types.values() if s and isinstance(s[0], int)), 1)
     pre = preprocess_for(preprocess, shape, say) if has_pictures(data) else load_preprocess(preprocess or "none")
     titles: Sequence[str] = ()
@@ -66,8 +78,12 @@ def load_samples(
         data = [files[i][0] for i in chosen]
         titles = [f.name for f in data]
     feeds, found = _rows(open_data(data, labels, types, 64, pre), at_most, fixed)
-    layout = guess_layout(shape)[0] if len(shape) == 4 else ""
-    return Samples(feeds, name, found, layout, pre, titles or [f"sample {i}" for i in range(len(feeds[name]))])
+    titles = titles or [f"sample {i}" for i in range(len(feeds[names[0]]))]
+    return Samples(feeds, names, found, _layout(shape), pre, titles)
+
+
+def _layout(shape: Sequence[Any]) -> str:
+    return guess_layout(shape)[0] if len(shape) == 4 else ""
 
 
 def _rows(data: Data, at_most: int, fixed: int) -> tuple[dict[str, Array], Array | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,70 +12,15 @@ import numpy as np
 from .. import measure
 from ..canonical import canonicalise
 from ..errors import MethodError, RunError, did_you_mean
-from ..fitted import Fitted
 from ..graph import Array
 from ..layers import to_layers
 from ..measure import Measure, bootstrap
 from ..method import Method
 from ..source import read
+from ..targets import explained_output
+from .subject import Subject
 
 RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One method on one model: its attributions of the samples, and the means to ask for others. `sums`: of all that a sample's
-    attributions are; `delta`: what is missing to what they should add up to."""
-
-    model: Any
-    method: Method
-    params: Mapping[str, Any]
-    fitted: Sequence[Fitted]
-    scorer: measure.Scorer
-    feeds: Mapping[str, Array]
-    name: str
-    layout: str
-    target: Array
-    attribution: Array
-    sums: Array
-    delta: Array | None
-    explain: Callable[[Mapping[str, Array], Array], Array]
-    seed: int
-    batch_size: int
-    providers: Any = None
-
-    @property
-    def x(self) -> Array:
-        return self.feeds[self.name]
-
-    @property
-    def entries(self) -> int:
-        """How many scores there are to explain."""
-        return int(self.scorer({k: v[: self.scorer.batch_size] for k, v in self.feeds.items()}).shape[1])
-
-    @property
-    def granularity(self) -> str:
-        """Pixels of pictures with channels first, else every element by itself."""
-        return "pixel" if self.layout == "NCHW" and self.x.ndim == 4 else "element"
-
-    def alike(self, a: Array, b: Array) -> Measure:
-        """How similar maps are, either sign: SSIM of pictures, |rank correlation| of anything else."""
-        if self.layout and a.ndim == 4 and min(_channels_first(a, self.layout).shape[2:]) >= 5:
-            return measure.ssim_flip(_channels_first(a, self.layout), _channels_first(b, self.layout))
-        found = measure.spearman(a, b)
-        return Measure("|spearman|", np.abs(found.values), found.statistic)
-
-    def needs_input_shape(self) -> None:
-        if self.attribution.shape != self.x.shape:
-            raise MethodError(f"its maps have the shape {self.attribution.shape[1:]}, the input {self.x.shape[1:]}")
-
-    def needs_no_fit(self) -> None:
-        if self.fitted:
-            raise MethodError("it was fitted to the model as it is, and is no explanation of a changed one")
-
-
-def _channels_first(a: Array, layout: str) -> Array:
-    return np.moveaxis(a, -1, 1) if layout == "NHWC" and a.shape[1] != 1 else a
 
 
 @dataclass(frozen=True)
@@ -162,10 +107,10 @@ def _to(m: Method) -> str:
 @measured("randomisation", "insensitive_layers")
 def randomisation(s: Subject, *, layers: int = 12, init: str = "normal", insensitive: float = 0.9) -> Finding:
     """Similarity to the map of the intact model while layers are re-initialised from the output down. `layers` 0: each."""
-    s.needs_no_fit()
+    if s.fitted:
+        raise MethodError("what it learned belongs to the intact model: with layers drawn anew it would have to be fitted anew")
     found = measure.cascading_randomisation(
-        s.model, s.feeds, s.method, target=s.target, init=_init(init), random_state=s.seed, compare=s.alike,
-        providers=s.providers, batch_size=s.batch_size, at_most=layers or None, **s.params,
+        s.model, s.samples, s.method, before=s.attribution, init=_init(init), at_most=layers or None, **s.asked
     )
     if not found.layers:
         raise RunError("the model has no layer with weights")
@@ -186,21 +131,20 @@ def _init(init: str) -> Any:
 @measured("random_logit")
 def random_logit(s: Subject) -> Finding:
     """Similarity of the map of a class to that of another one, drawn at random."""
-    s.needs_no_fit()
+    s.needs_no_target("another class")
     if s.entries == 2:
         raise MethodError("of two classes one speaks for what the other speaks against, and maps are compared but for their sign")
-    found = measure.random_logit(
-        s.model, s.feeds, s.method, target=s.target, random_state=s.seed, compare=s.alike,
-        providers=s.providers, batch_size=s.batch_size, **s.params,
-    )
+    found = measure.random_logit(s.model, s.samples, s.method, before=s.attribution, fitted=s.fitted, **s.asked)
     return _of(found, "random_logit", compare=s.alike(s.attribution, s.attribution).name)
 
 
 @measured("convergence")
 def convergence(s: Subject, *, vectors: int = 5, tensors: int = 8) -> Finding:
     """|cos| of what different relevances at the output become at the inputs of layers that have channels to compare, down to the
-    explained input. `tensors` 0: at each."""
-    s.needs_no_fit()
+    explained inputs. `tensors` 0: at each."""
+    s.needs_no_target("any other relevance")
+    if s.ids:
+        raise MethodError(f"the explained input {s.ids[0]!r} holds ids, which have no channels to compare")
     if s.method.forward_only or s.entries < 2:
         why = "it sends no relevance down the layers" if s.method.forward_only else "the explained output has one entry"
         raise MethodError(why)
@@ -209,8 +153,8 @@ def convergence(s: Subject, *, vectors: int = 5, tensors: int = 8) -> Finding:
     maps = _channels(s)
     names = _tensors(maps, tensors)
     found = measure.cosine_convergence(
-        s.model, s.feeds, s.method, tensors=names, pairs_of=vectors, random_state=s.seed, providers=s.providers,
-        batch_size=s.batch_size, **s.params,
+        s.model, s.samples, s.method, tensors=names, output=s.output, pairs_of=vectors, random_state=s.seed,
+        providers=s.providers, batch_size=s.batch_size, fitted=s.fitted, **s.params,
     )
     middles = {t: found[t].value for t in names}
     details = {
@@ -224,12 +168,12 @@ def convergence(s: Subject, *, vectors: int = 5, tensors: int = 8) -> Finding:
 
 
 def _linear_inputs(s: Subject) -> dict[str, Any]:
-    """Values that layers with weights read, from the output down to the explained input, by name."""
-    graph = canonicalise(read(s.model)).graph
-    x = next(v for v in graph.inputs if v.name == s.name)
-    layers = to_layers(graph, [x], [v for _, v in graph.outputs])
-    tops = [layer.xs[0] for layer in reversed(layers.layers) if layer.kind == "linear" and layer.xs and layer.xs[0].is_float]
-    return {v.name: v for v in [*(t for t in tops if t is not x), x]}
+    """Values that layers with weights read, from the output down to the explained inputs, by name."""
+    canonical = canonicalise(read(s.model))
+    inputs, y = [canonical.value(n) for n in s.joint.names], explained_output(canonical, s.output, True).y
+    layers = to_layers(canonical.graph, inputs, [y]).between(inputs, [y])
+    tops = [layer.xs[0] for layer in reversed(layers) if layer.kind == "linear" and layer.xs and layer.xs[0].is_float]
+    return {v.name: v for v in [*(t for t in tops if t not in inputs), *inputs]}
 
 
 def _tensors(maps: Mapping[str, int], at_most: int) -> list[str]:
@@ -249,7 +193,8 @@ def _channels(s: Subject) -> dict[str, int]:
 @measured("faithfulness", "morf", "lerf")
 def flipping(s: Subject, *, steps: int = 20, baseline: float = 0.0) -> Finding:
     """The probability of the class while features go to the baseline: most relevant first (deletion), least relevant first (which
-    is insertion, read from the end), and in random order. faithfulness: area of the last but one minus that of the first."""
+    is insertion, read from the end), and in random order; an id becomes the id `baseline`. faithfulness: area of the last but one
+    minus that of the first."""
     if s.entries < 2:
         raise MethodError("the explained output has one entry, so there is no probability of a class")
     rng = np.random.Generator(np.random.PCG64(s.seed))
@@ -257,10 +202,11 @@ def flipping(s: Subject, *, steps: int = 20, baseline: float = 0.0) -> Finding:
     if s.granularity == "element":
         s.needs_input_shape()
     a = s.attribution
+    gone = s.removed(baseline)
     ways: list[tuple[str, Array, Any]] = [("morf", a, "morf"), ("lerf", a, "lerf"), ("random", chance, "morf")]
     found = {
         way: measure.pixel_flipping(
-            s.scorer, s.feeds, ranked, s.target, order=order, granularity=_granularity(s), steps=steps, baseline=baseline,
+            s.scorer, s.feeds, ranked, s.target, order=order, granularity=_granularity(s), steps=steps, baseline=gone,
             name=s.name,
         )
         for way, ranked, order in ways
@@ -276,20 +222,24 @@ def _granularity(s: Subject) -> Any:
 
 
 @measured("sensitivity_n")
-def sensitivity_n(s: Subject, *, subsets: int = 50, share: float = 0.125) -> Finding:
-    """Correlation of what subsets of features are said to contribute with what the score loses without them."""
+def sensitivity_n(s: Subject, *, subsets: int = 50, share: float = 0.125, baseline: float = 0.0) -> Finding:
+    """Correlation of what subsets of features are said to contribute with what the score loses when they become `baseline`."""
     s.needs_input_shape()
     rng = np.random.Generator(np.random.PCG64(s.seed))
     features = s.x[0].size
     n = max(1, round(share * features))
     drawn = np.stack([rng.choice(features, n, replace=False) for _ in range(subsets)])
-    return _of(measure.sensitivity_n(s.scorer, s.feeds, s.attribution, s.target, subsets=drawn, name=s.name), "sensitivity_n")
+    found = measure.sensitivity_n(
+        s.scorer, s.feeds, s.attribution, s.target, subsets=drawn, baseline=s.removed(baseline), name=s.name
+    )
+    return _of(found, "sensitivity_n")
 
 
 @measured("infidelity")
 def infidelity(s: Subject, *, samples: int = 100) -> Finding:
     """Squared error of <noise, attribution> as a forecast of what the noise does to the score."""
     s.needs_input_shape()
+    s.needs_no_ids()
     found = measure.infidelity(
         s.scorer, s.feeds, s.attribution, s.target, samples=samples, random_state=s.seed, name=s.name
     )
@@ -299,9 +249,11 @@ def infidelity(s: Subject, *, samples: int = 100) -> Finding:
 @measured("max_sensitivity")
 def max_sensitivity(s: Subject, *, samples: int = 5, radius: float = 0.02) -> Finding:
     """The largest relative change of the map under noise of `radius` times the range of the input."""
+    s.needs_no_ids()
     width = radius * (float(s.x.max()) - float(s.x.min()))
     found = measure.max_sensitivity(
-        lambda x: s.explain({**s.feeds, s.name: x}, s.target), s.x, radius=width, samples=samples, random_state=s.seed
+        lambda x: s.explain({**s.feeds, s.name: x}), s.x, radius=width, samples=samples, random_state=s.seed,
+        before=s.attribution,
     )
     return _of(found, "max_sensitivity", radius=radius)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from typing import Any
@@ -41,6 +41,7 @@ img { display: block; width: 10rem; height: auto; border: 1px solid #c8cbd0 } im
 .gallery td, .gallery th { border: 0; padding: .2rem .5rem .5rem 0 } .gallery p { font-size: .84rem; max-width: 11rem }
 .values { border-collapse: separate; border-spacing: 0; margin: 0; font-size: .82rem }
 .values td { border: 0; padding: .05rem .5rem }
+.ids { font-size: .82rem; max-width: 22rem } .ids span { border-radius: .2rem; padding: .05rem .2rem }
 code, .hash { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .84rem; overflow-wrap: anywhere }
 pre { font-size: .8rem; background: #f6f7f8; padding: .8rem; overflow-x: auto; border-radius: .4rem }
 """.strip()
@@ -59,11 +60,14 @@ def document(title: str, subtitle: str, body: Sequence[str]) -> str:
     ])
 
 
-def page(report: Mapping[str, Any], samples: Samples, maps: Mapping[str, Array], gallery: int, names: Sequence[str] = ()) -> str:
-    """The report as HTML. `maps`: attributions of the samples by method, of which the first `gallery` are shown."""
+Maps = Mapping[str, Mapping[str, Array]]  # attributions of the samples by method and input
+
+
+def page(report: Mapping[str, Any], samples: Samples, maps: Maps, gallery: int, names: Sequence[str] = ()) -> str:
+    """The report as HTML; the maps of the first `gallery` samples are shown."""
     model, about = report["model"], report["samples"]
     accuracy = "" if about["accuracy"] is None else f", {100 * about['accuracy']:.3g} % of them classified as labelled"
-    subtitle = f"{about['number']} samples of {about['input']}{accuracy}; profile {report['settings']['name']}"
+    subtitle = f"{about['number']} samples of {', '.join(about['inputs'])}{accuracy}; profile {report['settings']['name']}"
     return document(f"Can the explanations of {model['name']} be trusted?", subtitle, [
         *_verdict(report),
         "<h2>Charts</h2>", *_charts(report),
@@ -188,11 +192,18 @@ def _short(name: str) -> str:
 
 
 # -- gallery ------------------------------------------------------------------------------------------------------
-def _gallery(report: Mapping[str, Any], s: Samples, maps: Mapping[str, Array], most: int, names: Sequence[str]) -> str:
-    """Samples below one another, the input and each method side by side."""
-    heads = "".join(f"<th>{escape(h)}</th>" for h in ("", s.name, *maps))
-    rows = [f"<tr><td>{_caption(report, s, i, names)}</td>{''.join(f'<td>{c}</td>' for c in cells(s, maps, i))}</tr>"
-            for i in range(min(most, len(s.x)))]
+def _gallery(report: Mapping[str, Any], s: Samples, maps: Maps, most: int, names: Sequence[str]) -> str:
+    """Samples below one another, the input and each method side by side; several inputs have a row each."""
+    several = len(s.names) > 1
+    heads = "".join(f"<th>{escape(h)}</th>" for h in ("", "input" if several else s.name, *maps))
+    rows = []
+    for i in range(min(most, len(s.x))):
+        caption = _caption(report, s, i, names)
+        for name in s.names:
+            shown = cells(s.of(name), {m: held[name] for m, held in maps.items()}, i)
+            said = caption + (f"<p>{escape(name)}</p>" if several else "")
+            rows.append(f"<tr><td>{said}</td>{''.join(f'<td>{c}</td>' for c in shown)}</tr>")
+            caption = ""
     return ('<p class="faint">Red speaks for the explained class, blue against it; yellow to dark red where a method knows no '
             f'against. Every map has its own scale.</p>\n<div class="wide"><table class="gallery"><tr>{heads}</tr>'
             f'{"".join(rows)}</table></div>')
@@ -221,6 +232,8 @@ def cells(s: Samples, maps: Mapping[str, Array], i: int, method: str = "") -> li
             small = photo.shape[:2] != flat.shape or max(flat.shape) <= 64
             drawn.append(picture(heatmap(flat) if small else overlay(photo, flat), f"{name}, sample {i}"))
         return drawn
+    if x.dtype.kind in "iu" and x.ndim == 1 and all(a[i].shape == x.shape for a in maps.values()):
+        return ["", *(_ids(x, a[i]) for a in maps.values())]
     if x.ndim == 1 and x.size <= 4 * MOST_VALUES:
         return ["", *(_values(x, a[i]) for a in maps.values())]
     return [_strip(x, f"input {i}"), *(_strip(a[i], f"{name}, sample {i}") for name, a in maps.items())]
@@ -238,16 +251,32 @@ def _strip(a: Array, alt: str) -> str:
 
 def _values(x: Array, a: Array) -> str:
     """The strongest features with their values, on the colour of their relevance."""
-    scale, flat = robust_scale(a, 100), np.asarray(a, np.float64).ravel()
+    flat, paint = np.asarray(a, np.float64).ravel(), _paint(a)
     order = np.argsort(-np.abs(flat), kind="stable")[:MOST_VALUES] if flat.size == x.size else range(min(flat.size, MOST_VALUES))
     rows = []
     for k in order:
-        rgb = colours(np.array([0.8 * flat[k] / scale]))[0]
-        ink = "#ffffff" if rgb @ np.array([0.299, 0.587, 0.114]) < 140 else "#191c21"
-        paper = "#" + "".join(f"{int(c):02x}" for c in rgb)
         what = f"x{k} = {x[k]:.4g}" if flat.size == x.size else f"x{k}"
-        rows.append(f'<tr><td>{what}</td><td class="number" style="background:{paper};color:{ink}">{flat[k]:+.3g}</td></tr>')
+        rows.append(f'<tr><td>{what}</td><td class="number" style="{paint(flat[k])}">{flat[k]:+.3g}</td></tr>')
     return f'<table class="values">{"".join(rows)}</table>'
+
+
+def _ids(x: Array, a: Array) -> str:
+    """Ids in their order, on the colour of their relevance."""
+    paint = _paint(a)
+    spans = (f'<span style="{paint(float(r))}" title="{float(r):+.3g}">{int(v)}</span>' for v, r in zip(x, a, strict=True))
+    return f'<p class="ids">{" ".join(spans)}</p>'
+
+
+def _paint(a: Array) -> Callable[[float], str]:
+    """The colours of a value among those of a map."""
+    scale = robust_scale(a, 100)
+
+    def style(value: float) -> str:
+        rgb = colours(np.array([0.8 * value / scale]))[0]
+        ink = "#ffffff" if rgb @ np.array([0.299, 0.587, 0.114]) < 140 else "#191c21"
+        return f"background:#{''.join(f'{int(c):02x}' for c in rgb)};color:{ink}"
+
+    return style
 
 
 # -- numbers and provenance ---------------------------------------------------------------------------------------
@@ -278,7 +307,7 @@ def _provenance(report: Mapping[str, Any]) -> list[str]:
     rows = {
         "model": model["name"], "sha256 of the file": model["sha256"],
         "inputs": ", ".join(f"{k} {v}" for k, v in model["inputs"].items()), "outputs": ", ".join(model["outputs"]),
-        "samples": f"{about['number']}, sha256 {about['sha256']}", "explained class": str(about["target"]),
+        "samples": f"{about['number']}, sha256 {about['sha256']}", "explained": f"{about['target']} of {about['output']}",
         "graphattr": report["graphattr"],
         "methods": "; ".join(
             name + (f" ({', '.join(f'{k}={v}' for k, v in m['params'].items())})" if m["params"] else "")

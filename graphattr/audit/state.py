@@ -1,4 +1,4 @@
-"""What has been measured already, one file per method and measure: a run that was killed goes on after the last of them."""
+"""What has been measured already, one file per method and measure, and per batch of maps: a run that was killed goes on there."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ import numpy as np
 from ..errors import RunError, WriteError
 from ..files import write_atomically
 
+OWN = re.compile(r"\.?[A-Za-z0-9_.-]+-[a-z0-9_-]+-[0-9a-f]{16}\.(json|npz)(\.\w+\.part)?")
+
 
 @dataclass(frozen=True)
 class State:
@@ -24,9 +26,9 @@ class State:
 
     folder: Path | None
 
-    def path(self, method: str, measure: str, key: Any) -> Path | None:
+    def path(self, method: str, measure: str, key: Any, suffix: str = ".json") -> Path | None:
         digest = hashlib.sha256(json.dumps(plain(key), sort_keys=True).encode()).hexdigest()[:16]
-        name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', method)}-{measure}-{digest}.json"
+        name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', method)}-{measure}-{digest}{suffix}"
         return None if self.folder is None else self.folder / name
 
     def read(self, path: Path | None) -> dict[str, Any] | None:
@@ -41,6 +43,28 @@ class State:
     def write(self, path: Path | None, finding: Mapping[str, Any]) -> None:
         if path is not None:
             write_text(path, json.dumps(finding))
+
+    def open(self) -> State:
+        """Itself, with its folder made."""
+        if self.folder is not None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as e:
+                raise WriteError(f"cannot make the folder {self.folder}: {e.strerror or e}") from e
+        return self
+
+    def clear(self) -> None:
+        """Remove what was kept here, of this audit and of others that were interrupted; what is not the state's own stays."""
+        if self.folder is None or not self.folder.is_dir():
+            return
+        try:
+            for path in self.folder.iterdir():
+                if OWN.fullmatch(path.name):
+                    path.unlink()
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
+        except OSError as e:
+            raise WriteError(f"cannot remove {self.folder}: {e.strerror or e}") from e
 
 
 def write_text(path: Path, text: str) -> Path:
