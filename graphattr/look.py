@@ -21,7 +21,8 @@ from .lower import lowering_for
 from .method import Method
 from .plan import Bound, binder, with_bodies
 from .rule import Rule
-from .runtime import Explainer, open_session
+from .runtime import Explainer
+from .session import open_session
 from .source import Source, read
 from .targets import attributed, data_roots, explained_output
 

@@ -11,17 +11,14 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 
+from .bound import Bound
 from .errors import ModelError, RunError, did_you_mean
 from .export import Explanation, read_manifest
 from .graph import Array
 from .infer import read_type, shape_text
+from .session import device_of, first_line, open_session
 from .source import read
 
-PROVIDERS = {
-    "cpu": ["CPUExecutionProvider"],
-    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
-    "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
-}
 INDEX = "graphattr_target_index"
 
 
@@ -72,7 +69,11 @@ class Attribution:
 
 
 class Explainer:
-    """An explanation graph in ONNX Runtime. `providers`: "cpu", "cuda", "tensorrt", or ONNX Runtime's own names.
+    """An explanation graph in ONNX Runtime.
+
+    providers: "cpu", "cuda", "tensorrt", or a list of ONNX Runtime's own names.
+    provider_options: of the first of them, such as {"device_id": 1, "use_tf32": False, "gpu_mem_limit": 2**33}.
+    threads: how many the CPU takes for one operator (default: as many as it has cores).
 
     Raises RunError for feeds that do not fit, for non-finite attributions, and for what ONNX Runtime refuses.
     """
@@ -80,7 +81,9 @@ class Explainer:
     def __init__(
         self,
         explanation: Explanation | str | os.PathLike[str] | onnx.ModelProto,
-        providers: str | Sequence[Any] | None = None,
+        providers: Any = None,
+        provider_options: Mapping[str, Any] | None = None,
+        threads: int | None = None,
     ) -> None:
         model, folder = _model_of(explanation)
         manifest = read_manifest(model)
@@ -91,7 +94,8 @@ class Explainer:
             )
         self.manifest: Mapping[str, Any] = manifest
         self._index = manifest.get("target_tensor")
-        self.session = open_session(model, folder, providers, [self._index] if self._index else [])
+        device = device_of(providers, provider_options, threads)
+        self.session = open_session(model, folder, device, [self._index] if self._index else [])
         self._types = {i.name: read_type(i.type) for i in model.graph.input}
         added = [
             {"input": "target", "seed": "seed"}.get(str(manifest["target"])),
@@ -108,8 +112,13 @@ class Explainer:
         try:
             found = dict(zip(names, self.session.run(names, arrays), strict=True))
         except Exception as e:
-            raise RunError(f"ONNX Runtime refused to run the explanation: {_first_line(e)}") from e
+            raise RunError(f"ONNX Runtime refused to run the explanation: {first_line(e)}") from e
         return self._attribution(found, arrays)
+
+    def bound(self, feeds: Mapping[str, Any] | Any, target: Any = None) -> Bound:
+        """The explanation bound to the shapes of these feeds: called again and again it copies what it must and allocates
+        nothing on the device. RunError for models with inputs or outputs that are no tensors."""
+        return Bound(self, self._feeds(feeds, target))
 
     def _feeds(self, feeds: Mapping[str, Any] | Any, target: Any) -> dict[str, Array]:
         own = self.own
@@ -235,51 +244,6 @@ def tensor_and_method(name: str, manifest: Mapping[str, Any]) -> tuple[str, str]
     return name.removesuffix(f"/{method}") if method else name, method
 
 
-def open_session(
-    model: onnx.ModelProto,
-    folder: Path | None,
-    providers: str | Sequence[Any] | None = None,
-    extra_outputs: Sequence[str] = (),
-) -> Any:
-    """An ONNX Runtime session; RunError says what is missing or what ONNX Runtime disliked."""
-    try:
-        import onnxruntime as ort
-    except ImportError as e:
-        raise RunError('running needs ONNX Runtime: pip install "graphattr[cpu]" (or "graphattr[gpu]")') from e
-    chosen = _providers(ort, providers)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised; it need not be printed as well
-    options.enable_mem_pattern = False  # ResNet-50, batch 8, LRP: peak 1670 MB, else 2800; no time is lost
-    if folder is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    if extra_outputs:
-        held = model
-        model = onnx.ModelProto()
-        model.CopyFrom(held)
-        for name in extra_outputs:
-            model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None))
-    try:
-        return ort.InferenceSession(model.SerializeToString(), options, providers=chosen)
-    except Exception as e:
-        raise RunError(f"ONNX Runtime {ort.__version__} refused to load the model: {_first_line(e)}") from e
-
-
-def _providers(ort: Any, providers: str | Sequence[Any] | None) -> list[Any]:
-    if providers is not None and not isinstance(providers, (str, list, tuple)):
-        raise RunError(f'providers must be "cpu", "cuda", "tensorrt" or a list of ONNX Runtime\'s names, not {providers!r}')
-    wanted = PROVIDERS.get(providers.lower(), [providers]) if isinstance(providers, str) else list(providers or PROVIDERS["cpu"])
-    if any("CUDA" in str(p) or "Tensorrt" in str(p) for p in wanted) and hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()
-    available = ort.get_available_providers()
-    first = wanted[0][0] if isinstance(wanted[0], tuple) else wanted[0]
-    if first not in available:
-        known = any(first in names for names in PROVIDERS.values())
-        hint = '; install "graphattr[gpu]" instead of "graphattr[cpu]"' if known else ""
-        close = "" if known else did_you_mean(str(first), [*available, *PROVIDERS])
-        raise RunError(f"ONNX Runtime has no provider {first!r} here{close} (available: {', '.join(available)}){hint}")
-    return wanted
-
-
 def _model_of(explanation: Any) -> tuple[onnx.ModelProto, Path | None]:
     if isinstance(explanation, Explanation):
         return explanation.model, explanation.folder
@@ -292,7 +256,3 @@ def _array(name: str, value: Any) -> Array:
         return np.asarray(value)
     except ValueError as e:
         raise RunError(f"input {name!r} is no array: {e}") from e
-
-
-def _first_line(e: Exception) -> str:
-    return str(e).strip().split("\n")[0][:500]

@@ -17,7 +17,7 @@ from ..export import proto_of
 from ..graph import Array, Graph, Value
 from ..lower import lower
 from ..precision import Twin
-from ..runtime import open_session
+from ..session import open_session
 from ..simplify import prune, simplify, with_nodes
 from .data import Batch, Data
 from .progress import Bar

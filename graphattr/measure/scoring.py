@@ -13,7 +13,8 @@ from ..canonical import Canonical, canonicalise
 from ..errors import RunError
 from ..graph import Array, Graph
 from ..onnxio import write_model
-from ..runtime import Attribution, Explainer, open_session
+from ..runtime import Attribution, Explainer
+from ..session import open_session
 from ..simplify import prune, with_nodes
 from ..source import read
 from ..targets import explained_output
