@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import MethodError, RunError
+from .session import device_of
 
 RESERVED = {"model", "method", "target", "output", "wrt", "fitted", "strict", "delta", "ledger", "strip", "rules", "lowering",
             "precision"}
@@ -15,6 +16,27 @@ RESERVED = {"model", "method", "target", "output", "wrt", "fitted", "strict", "d
 
 def methods(args: argparse.Namespace) -> list[str] | None:
     return None if args.method is None else [m for entry in args.method for m in entry.split(",") if m]
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """--provider, --provider-option and --threads; `device` reads them."""
+    parser.add_argument("--provider", default="cpu", metavar="P", help="cpu, cuda or tensorrt")
+    parser.add_argument("--provider-option", action="append", default=[], metavar="KEY=VALUE",
+                        help="an option of CUDA or TensorRT, such as device_id=1, use_tf32=0 or gpu_mem_limit=8589934592")
+    parser.add_argument("--threads", type=count, metavar="N", help="threads of the CPU (default: as many as it has cores)")
+
+
+def device(args: argparse.Namespace) -> Any:
+    """What stands for `providers`: the name alone where no more was given."""
+    if not args.provider_option and args.threads is None:
+        return args.provider
+    options = {}
+    for setting in args.provider_option:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.isidentifier():
+            raise RunError(f"--provider-option {setting!r}: write KEY=VALUE, such as --provider-option device_id=1")
+        options[key] = text
+    return device_of(args.provider, options, args.threads)
 
 
 def count(text: str) -> int:

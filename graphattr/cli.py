@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.debug:
         logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)
     try:
+        if hasattr(args, "provider_option"):
+            args.provider = arguments.device(args)
         code: int = args.run(args) or 0
     except GraphattrError as e:
         if args.debug:
@@ -64,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     explain.add_argument("-o", "--out", metavar="DIR", default="explained", help="folder for the results (default: explained)")
     _add_conversion(explain)
     explain.add_argument("--preprocess", default=None, metavar="P", help="imagenet, tf, lite, none, or a .toml (default: none)")
-    explain.add_argument("--provider", default="cpu", metavar="P", help="cpu, cuda or tensorrt")
+    arguments.add_device(explain)
     explain.add_argument("--top", type=arguments.count, default=5, metavar="K", help="print the K highest classes (default 5)")
     explain.add_argument("--labels", metavar="FILE", help="class names, one per line")
     explain.add_argument("--tokenizer", metavar="FILE", help="the words of a token model: tokenizer.json, vocab.json or .txt")
@@ -80,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     learn.add_argument("--batch-size", type=arguments.count, default=32, metavar="N", help="samples run at once (default 32)")
     learn.add_argument("--state", metavar="FILE", help="go on from here when interrupted; removed when the fit is done")
     learn.add_argument("--preprocess", default=None, metavar="P", help="imagenet, tf, lite, none, or a .toml (default: none)")
-    learn.add_argument("--provider", default="cpu", metavar="P", help="cpu, cuda or tensorrt")
+    arguments.add_device(learn)
     look = _command(commands, "inspect", run_inspect, "what is in the file, which rule each layer would get, what would fail")
     look.add_argument("model", metavar="MODEL")
     _add_method(look, None)
@@ -88,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("explanation", metavar="EXPLANATION")
     check.add_argument("--model", help="the source model")
     check.add_argument("--data", metavar="FILE", help=".npy or .npz with inputs (default: seeded noise)")
-    check.add_argument("--provider", default="cpu", metavar="P", help="cpu, cuda or tensorrt")
+    arguments.add_device(check)
     add_commands(lambda name, run, text: _command(commands, name, run, text))
     for name, what in (
         ("methods", "named methods and their parameters"),

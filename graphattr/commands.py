@@ -51,7 +51,7 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--names", metavar="FILE", help="class names, one per line")
     parser.add_argument("--preprocess", default=None, metavar="P", help="imagenet, tf, lite, none, or a .toml (default: none)")
     parser.add_argument("--batch-size", type=arguments.count, default=16, metavar="N", help="samples run at once (default 16)")
-    parser.add_argument("--provider", default="cpu", metavar="P", help="cpu, cuda or tensorrt")
+    arguments.add_device(parser)
     parser.add_argument("--rules", action="append", default=[], metavar="FILE.py", help="a Python file with rules of your own")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of a method")
 

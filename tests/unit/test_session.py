@@ -129,3 +129,21 @@ def test_what_is_no_tensor_cannot_be_bound():
     source.graph.output.append(kind)
     with pytest.raises(RunError, match="cannot be bound"):
         Explainer(graphattr.convert(source, "gradient")).bound(array(2, 4))
+
+
+# -- the command line ---------------------------------------------------------------------------------------------
+def test_the_command_line_says_what_runs(explanation, tmp_path, capsys, monkeypatch):
+    from graphattr import session
+    from graphattr.cli import main
+
+    path, seen = explanation.save(tmp_path / "e.onnx"), []
+    opened = session.device_of
+    monkeypatch.setattr("graphattr.runtime.device_of", lambda *a: seen.append(opened(*a)) or seen[-1])
+    assert main(["verify", str(path), "--threads", "1"]) == 0
+    assert (seen[0].provider, seen[0].threads) == ("cpu", 1)
+    assert main(["verify", str(path), "--provider-option", "use_tf32=0"]) == 1
+    assert "the CPU takes no provider options" in capsys.readouterr().err
+    assert main(["verify", str(path), "--provider", "cuda", "--provider-option", "use_tf32"]) == 1
+    assert "--provider-option 'use_tf32': write KEY=VALUE" in capsys.readouterr().err
+    assert main(["verify", str(path), "--threads", "0"]) == 1
+    assert "threads must be a whole number from 1 on, not 0" in capsys.readouterr().err
