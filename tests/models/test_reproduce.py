@@ -63,6 +63,18 @@ def test_random_networks_forget(folder, monkeypatch):
     assert float(found["gradient", "random"][4]) < 0.8
 
 
+def test_patterns_forget(folder, monkeypatch):
+    """PatternAttribution, learned on noise, comes closer to one direction than the gradient; Excitation Backprop gets there."""
+    chosen = ("PatternAttribution", "Excitation Backprop", "gradient")
+    monkeypatch.setattr(reproduce, "CSC", {k: reproduce.CSC[k] for k in chosen})
+    monkeypatch.setattr(reproduce, "FITTED_ON", 60)
+    _, *rows = reproduce.csc(folder)
+    at_conv1 = {row[0]: row[4] for row in rows if row[1] == "random"}
+    assert at_conv1["Excitation Backprop"].startswith("1 - ")
+    pattern, gradient = (1 - float(v[4:]) if v.startswith("1 - ") else float(v) for v in map(at_conv1.get, chosen[::2]))
+    assert pattern > gradient + 0.1
+
+
 def test_random_logit(folder, monkeypatch):
     monkeypatch.setattr(reproduce, "CSC", {k: reproduce.CSC[k] for k in ("LRP alpha1 beta0", "gradient")})
     _, forgets, remembers = reproduce.random_logit(folder)
