@@ -14,7 +14,7 @@ from ..graph import Array
 Place = Callable[[float], float]
 INKS = ("#1f5fa8", "#c8402f", "#2f8f4e", "#8a4fb0", "#c98a12", "#0f8f99", "#a03a6b", "#5b6470")
 GREY = "#8b9098"
-WIDE, TALL, LEFT, RIGHT, TOP, BOTTOM = 640, 300, 52, 28, 14, 46
+WIDE, TALL, LEFT, RIGHT, TOP, BOTTOM = 640, 280, 52, 36, 14, 28
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Curve:
 
 def chart(curves: Sequence[Curve], ticks: Sequence[tuple[float, str]], x_name: str, y_name: str, floor: float | None = 0.0,
           inks: Sequence[str] = INKS) -> str:
-    """An SVG with axes, bands and a legend in HTML above it. `ticks`: places on the x axis and what stands there."""
+    """An SVG with axes and bands, a legend and the name of the x axis in HTML around it. `ticks`: places on the x axis and what
+    stands there; every other one is left out on narrow screens."""
     values = [y for c in curves for y in (*c.ys, *c.low, *c.high) if y is not None]
     low = min([*values, *([] if floor is None else [floor])], default=0.0)
     high = max([*values, *([1.0] if floor is not None and max(values, default=1.0) > 0.5 else [])], default=1.0)
@@ -50,25 +51,25 @@ def chart(curves: Sequence[Curve], ticks: Sequence[tuple[float, str]], x_name: s
         y = low + (high - low) * k / 4
         body.append(f'<line x1="{LEFT}" x2="{WIDE - RIGHT}" y1="{at_y(y):.1f}" y2="{at_y(y):.1f}" class="rule"/>'
                     f'<text x="{LEFT - 8}" y="{at_y(y) + 4:.1f}" text-anchor="end">{y:.3g}</text>')
-    for x, said in ticks:
-        body.append(f'<text x="{at_x(x):.1f}" y="{TALL - BOTTOM + 18}" text-anchor="middle">{escape(said)}</text>')
+    for i, (x, said) in enumerate(ticks):
+        more = ' class="more"' if i % 2 else ""
+        body.append(f'<text x="{at_x(x):.1f}" y="{TALL - BOTTOM + 20}" text-anchor="middle"{more}>{escape(said)}</text>')
     for c in curves:
         ink = GREY if c.guide else colours[c.name]
         if c.low:
-            body.append(_band(c, ink, at_x, at_y))
+            body.append(_band(c, ink, at_x, at_y, min(0.15, 0.45 / len(curves))))
         body += _line(c, ink, at_x, at_y)
         dash = ' class="dash"' if c.guide else ""
         keys.append(f'<span><i{dash} style="border-color:{ink}"></i>{escape(c.name)}</span>')
-    middle = (LEFT + WIDE - RIGHT) // 2
-    body.append(f'<text x="{middle}" y="{TALL - 8}" text-anchor="middle" class="axis">{escape(x_name)}</text>')
     svg = f'<svg viewBox="0 0 {WIDE} {TALL}" role="img" aria-label="{escape(y_name)}">{"".join(body)}</svg>'
-    return f'<div class="chart"><p class="keys"><b>{escape(y_name)}</b> {" ".join(keys)}</p>{svg}</div>'
+    above, below = f'<p class="keys"><b>{escape(y_name)}</b> {" ".join(keys)}</p>', f'<p class="faint under">{escape(x_name)}</p>'
+    return f'<div class="chart">{above}{svg}{below}</div>'
 
 
-def _band(c: Curve, ink: str, at_x: Place, at_y: Place) -> str:
+def _band(c: Curve, ink: str, at_x: Place, at_y: Place, opacity: float) -> str:
     known = [(x, a, b) for x, a, b in zip(c.xs, c.low, c.high, strict=True) if a is not None and b is not None]
     points = [(x, a) for x, a, _ in known] + [(x, b) for x, _, b in reversed(known)]
-    return f'<polygon points="{_points(points, at_x, at_y)}" fill="{ink}" opacity="0.15"/>'
+    return f'<polygon points="{_points(points, at_x, at_y)}" fill="{ink}" opacity="{opacity:.2f}"/>'
 
 
 def _line(c: Curve, ink: str, at_x: Place, at_y: Place) -> list[str]:

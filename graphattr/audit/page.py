@@ -20,30 +20,36 @@ from .verdict import CHECKS
 STYLE = """
 :root { color-scheme: light }
 body { font: 16px/1.55 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #191c21; background: #fff; max-width: 70rem;
-       margin: 2.2rem auto; padding: 0 1.5rem }
+       margin: 2.2rem auto; padding: 0 1.5rem; overflow-wrap: break-word }
 h1 { font-size: 1.5rem; line-height: 1.3; margin: 0 0 .2rem }
 h2 { font-size: 1.15rem; margin: 2.6rem 0 .6rem; padding-top: .9rem; border-top: 1px solid #e6e8eb }
 h3 { font-size: 1rem; margin: 1.5rem 0 .2rem }
 p { margin: .3rem 0 } .faint { color: #696e76; font-size: .88rem }
 table { border-collapse: collapse; margin: .8rem 0; font-size: .92rem } .wide { overflow-x: auto }
 th, td { text-align: left; vertical-align: top; padding: .4rem .8rem .4rem 0; border-bottom: 1px solid #e6e8eb }
-th { font-weight: 600 } td.number { text-align: right; font-variant-numeric: tabular-nums }
+th { font-weight: 600 } td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+td.number small { display: block; color: #696e76 } .verdict td { min-width: 9.5rem } .verdict th:first-child { min-width: 7rem }
+body > table :is(th, td) { overflow-wrap: anywhere; min-width: 6rem }
 .yes { color: #1d7a43 } .no { color: #b3261e } .open { color: #696e76 }
 .yes::before { content: "\\2713\\00a0" } .no::before { content: "\\2717\\00a0" } .open::before { content: "\\2013\\00a0" }
 .gate { padding: .6rem .9rem; border-radius: .4rem; margin: .8rem 0 }
 .gate.bad { background: #fdecea } .gate.good { background: #e8f5ec }
 .chart { margin: .4rem 0 1.2rem; max-width: 46rem } svg { width: 100%; height: auto; display: block }
-svg text { font-size: 12px; fill: #696e76 } svg .axis { fill: #191c21 } svg .rule { stroke: #e6e8eb }
+svg text { font-size: 12px; fill: #696e76 } svg .rule { stroke: #e6e8eb }
 .keys span { white-space: nowrap; margin-left: .9rem; font-size: .88rem }
 .keys i { display: inline-block; width: 1.4rem; border-top: 3px solid; margin-right: .35rem; vertical-align: middle }
-.keys i.dash { border-top-style: dashed }
+.keys i.dash { border-top-style: dashed } .under { text-align: center }
 img { display: block; width: 10rem; height: auto; border: 1px solid #c8cbd0 } img.tiny { image-rendering: pixelated }
 .gallery td, .gallery th { border: 0; padding: .2rem .5rem .5rem 0 } .gallery p { font-size: .84rem; max-width: 11rem }
 .values { border-collapse: separate; border-spacing: 0; margin: 0; font-size: .82rem }
 .values td { border: 0; padding: .05rem .5rem }
-.ids { font-size: .82rem; max-width: 22rem } .ids span { border-radius: .2rem; padding: .05rem .2rem }
+.ids { font-size: .82rem; min-width: 9rem; max-width: 22rem } .ids span { border-radius: .2rem; padding: .05rem .2rem }
 code, .hash { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .84rem; overflow-wrap: anywhere }
 pre { font-size: .8rem; background: #f6f7f8; padding: .8rem; overflow-x: auto; border-radius: .4rem }
+@media (max-width: 40rem) {
+  body { padding: 0 1rem } img { width: 8rem } .gallery p { max-width: 7rem } .ids { max-width: 16rem }
+  svg text { font-size: 20px } svg .more { display: none }
+}
 """.strip()
 MOST_VALUES = 20
 
@@ -80,7 +86,8 @@ def page(report: Mapping[str, Any], samples: Samples, maps: Maps, gallery: int, 
 # -- the verdict --------------------------------------------------------------------------------------------------
 def _verdict(report: Mapping[str, Any]) -> list[str]:
     methods = report["methods"]
-    found = [f"<p>{escape(m['summary'])}.</p>" for m in methods.values()]
+    said = {name: m["summary"].removeprefix(name) for name, m in methods.items()}
+    found = [f"<p><b>{escape(name)}</b>{escape(text)}.</p>" for name, text in said.items()]
     if report["gate"]:
         bad = [line for line in report["gate"] if line["failed"]]
         said = "".join(f"<br>{escape(_gate_line(line))}" for line in bad)
@@ -92,7 +99,7 @@ def _verdict(report: Mapping[str, Any]) -> list[str]:
         cells = [next((line for line in m["verdict"] if line["check"] == check), None) for m in methods.values()]
         rows.append(f"<tr><th>{escape(CHECKS[check])}</th>{''.join(map(_cell, cells))}</tr>")
     heads = "".join(f"<th>{escape(name)}</th>" for name in methods)
-    return [*found, f'<div class="wide"><table><tr><th></th>{heads}</tr>{"".join(rows)}</table></div>']
+    return [*found, f'<div class="wide"><table class="verdict"><tr><th></th>{heads}</tr>{"".join(rows)}</table></div>']
 
 
 def _gate_line(line: Mapping[str, Any]) -> str:
@@ -298,7 +305,7 @@ def _number(f: Mapping[str, Any], metric: str) -> str:
     value, interval = f["metrics"].get(metric), f["interval"]
     said = "no number" if value is None else f"{value:.4g}"
     if interval and metric == f["names"][0] and None not in interval:
-        said += f" ({interval[0]:.3g} to {interval[1]:.3g})"
+        said += f"<small>{interval[0]:.3g} to {interval[1]:.3g}</small>"
     return f'<td class="number">{said}</td>'
 
 

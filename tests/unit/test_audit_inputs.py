@@ -17,14 +17,14 @@ IDS = np.array([[1, 2, 3, 4, 8], [8, 7, 1, 1, 5], [2, 2, 6, 3, 0]])
 EVERY = {name: {} for name in MEASURES} | {"flipping": {"steps": 5}}
 
 
-def tokens(hidden=True):
-    """ids [N, 5] -> rows [N, 5, 4] -> their sum -> two layers, or one -> y [N, 3]."""
+def tokens(hidden=True, length=5):
+    """ids [N, length] -> rows [N, length, 4] -> their sum -> two layers, or one -> y [N, 3]."""
     nodes = [node("Gather", "table ids", "rows", "lookup"), node("ReduceSum", "rows one", "s", keepdims=0)]
     end = [node("Gemm", "s v", "h", "hidden"), node("Relu", "h", "a"), node("Gemm", "a u", "y", "head")]
     weights = {"table": TABLE.astype(np.float32), "one": np.array([1]), "v": array(4, 6, seed=1), "u": array(6, 3, seed=2)}
     if not hidden:
         end, weights = [node("Gemm", "s w", "y", "head")], {**weights, "w": array(4, 3, seed=3)}
-    return model([*nodes, *end], {"ids": (I, ["N", 5])}, {"y": ["N", 3]}, weights)
+    return model([*nodes, *end], {"ids": (I, ["N", length])}, {"y": ["N", 3]}, weights)
 
 
 def found(report, method):
