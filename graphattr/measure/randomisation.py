@@ -26,6 +26,7 @@ from .result import Measure
 from .scoring import Feeds, Scorer, bare_model, explained, joined
 
 Compare = Callable[[Array, Array], Measure]
+ORDERS = ("top_down", "bottom_up", "independent")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def cascading_randomisation(
     before = maps(model) if before is None else before
     names, measures, depths = [], [], []
     canonical = canonicalise(read(model))
-    layers = _linear_layers(canonical, output, wrt)[::-1]
+    layers = linear_layers(canonical, output, wrt)[::-1]
     chosen = {round(k) for k in np.linspace(1, len(layers), min(len(layers), at_most or len(layers)))}
     for depth, (name, changed) in enumerate(_randomised(canonical, layers, init, random_state), 1):
         if depth in chosen:
@@ -130,12 +131,34 @@ def random_logit(
     return Measure("random_logit", found.values, found.statistic, found.details, settings)
 
 
+def reinitialised(
+    model: Any,
+    order: Literal["top_down", "bottom_up", "independent"] = "top_down",
+    *,
+    init: Literal["normal", "kaiming"] = "normal",
+    random_state: int = 0,
+    output: str | None = None,
+) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """(layer, a model of its own in which this layer forgot what it learned), for each layer with weights: and with it all above
+    ("top_down"), all below ("bottom_up"), or none other ("independent"). MethodError for another order."""
+    if order not in ORDERS:
+        raise MethodError(f"layers are re-initialised {', '.join(map(repr, ORDERS))}, not {order!r}")
+    canonical = canonicalise(read(model))
+    layers = linear_layers(canonical, output)
+    rounds = [[layer] for layer in layers] if order == "independent" else [layers if order == "bottom_up" else layers[::-1]]
+    for together in rounds:
+        for name, changed in _randomised(canonical, together, init, random_state):
+            made = onnx.ModelProto()
+            made.CopyFrom(changed)
+            yield name, made
+
+
 def _maps(explainer: Explainer, feeds: Mapping[str, Array], target: Array, size: int) -> Array:
     return joined(list(explained(explainer, feeds, target, size).scores.values()))
 
 
-def _linear_layers(canonical: Canonical, output: str | None, wrt: str | Sequence[str] | None) -> list[Layer]:
-    """Those between what is attributed to and the explained output."""
+def linear_layers(canonical: Canonical, output: str | None = None, wrt: str | Sequence[str] | None = None) -> list[Layer]:
+    """The layers with weights between what is attributed to and the explained output, from the input up."""
     roots, y = attributed(canonical, wrt), explained_output(canonical, output, True).y
     layers = to_layers(canonical.graph, data_roots(canonical, roots), [*roots, y])
     return [layer for layer in layers.between(roots, [y]) if layer.kind == "linear"]

@@ -71,3 +71,9 @@ def test_import_works_without_the_extras():
     block = f"import sys; [sys.modules.__setitem__(m, None) for m in {OPTIONAL}]; import graphattr"
     done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_quantus_is_named_where_it_is_missing():
+    code = "import sys; sys.modules['quantus'] = None; import graphattr.quantus"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert 'RunError: Quantus is not installed: pip install "graphattr[quantus]"' in done.stderr
