@@ -7,14 +7,15 @@ import pytest
 
 import graphattr
 from graphattr.audit import Profile
-from graphattr.audit.measures import MEASURES
 from tests.unit.test_audit import alone, said
 from tests.unit.tiny import I, array, mlp, model, node
 
 pytest.importorskip("onnxruntime")
 TABLE = array(9, 4) * (np.arange(9) > 0)[:, None]  # id 0 fetches zeros
 IDS = np.array([[1, 2, 3, 4, 8], [8, 7, 1, 1, 5], [2, 2, 6, 3, 0]])
-EVERY = {name: {} for name in MEASURES} | {"flipping": {"steps": 5}}
+NINE = ("completeness", "randomisation", "random_logit", "convergence", "flipping", "sensitivity_n", "infidelity",
+        "max_sensitivity", "sparseness")
+EVERY = {name: {} for name in NINE} | {"flipping": {"steps": 5}}
 
 
 def tokens(hidden=True, length=5):
@@ -142,7 +143,7 @@ def test_one_output_of_two():
 
 # -- fits -------------------------------------------------------------------------------------------------------------
 def test_a_fitted_method_is_asked_for_other_classes_and_relevances():
-    fitted = graphattr.fit(mlp(), array(300, 4, seed=7), method="pattern.net")
+    fitted = graphattr.fit(mlp(), array(2000, 4, seed=7), method="pattern.net")
     asked = profile(randomisation={}, random_logit={}, convergence={})
     held = found(graphattr.audit(mlp(), array(3, 4), ["pattern.net"], asked, fitted=fitted), "pattern.net")
     assert "would have to be fitted anew" in held["randomisation"]["skipped"]
