@@ -33,6 +33,7 @@ def add_commands(command: Command) -> None:
     audit.add_argument("--wrt", metavar="NAME,..", help="inputs to explain, or: tokens (default: all float ones, or tokens)")
     audit.add_argument("--fail-on", action="append", default=[], metavar="RULE",
                        help='exit 1 where this holds: "completeness>0.01", "gradient: insensitive_layers>=3"')
+    audit.add_argument("--boxes", metavar="FILE", help="where objects are: COCO .json, Pascal VOC .xml or a folder of these")
     audit.add_argument("--fitted", action="append", default=[], metavar="F", help="what `fit` learned, for methods that need it")
     _add_shared(audit)
     diff = command("diff", run_diff, "do two versions of a model predict and explain alike?")
@@ -62,7 +63,7 @@ def run_audit(args: argparse.Namespace) -> int:
     report = audit(
         args.model, args.data, arguments.methods(args) or METHODS, profile=args.profile, out=args.out,
         target=arguments.target(args.target), output=args.output, wrt=arguments.names(args.wrt), fail_on=args.fail_on,
-        fitted=args.fitted or None, **_shared(args),
+        fitted=args.fitted or None, boxes=args.boxes, **_shared(args),
     )
     if args.json:
         print(json.dumps(report.data, indent=2))

@@ -260,11 +260,8 @@ def _read_picture(path: Path, pre: Preprocess, shape: Shape, dtype: np.dtype[Any
     if len(shape) != 4:
         raise RunError(f"{path.name} is read as a picture, but the model wants {_shown(shape)}: "
                        "give .npy, .npz, or .csv with one sample per row")
-    at = {"NCHW": (1, 2, 3), "NHWC": (3, 1, 2)}[pre.layout]
-    channels, height, width = (shape[i] for i in at)
-    colour = _colour(pre, channels, shape)
-    fixed = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-    picture = _cut(_open(path).convert("L" if colour == "L" else "RGB"), pre, fixed)
+    colour = _colour(pre, shape[1 if pre.layout == "NCHW" else 3], shape)
+    picture = _cut(_open(path).convert("L" if colour == "L" else "RGB"), pre, fixed_size(pre, shape))
     pixels = np.asarray(picture, np.uint8)
     return InputItem(normalise(pixels, pre, dtype), np.asarray(picture.convert("RGB"), np.uint8), path.stem)
 
@@ -302,20 +299,48 @@ def _open(path: Path) -> "Image.Image":
     return picture
 
 
+@dataclass(frozen=True)
+class Cut:
+    """A picture is resized to `wide` x `tall`; the input is `width` x `height` of it, from (`left`, `top`) on."""
+
+    wide: int
+    tall: int
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def cut_of(width: int, height: int, pre: Preprocess, fixed: tuple[int, int] | None) -> Cut:
+    """What becomes of an upright picture. `fixed`: (height, width) of the model's input, where the file says so."""
+    if pre.crop is None:
+        h, w = fixed or ((pre.size, pre.size) if pre.size else (height, width))
+        return Cut(w, h, 0, 0, w, h)
+    h, w = fixed or (pre.crop, pre.crop)
+    margin = (pre.size or pre.crop) / pre.crop
+    grow = max(h * margin / height, w * margin / width)
+    # truncation of the long side and rounding of the corner as in torchvision, so that its numbers come out
+    tall, wide = (max(t, int(s * grow + 1e-6)) for s, t in ((height, h), (width, w)))
+    return Cut(wide, tall, round((wide - w) / 2), round((tall - h) / 2), w, h)
+
+
+def fixed_size(pre: Preprocess, shape: Shape) -> tuple[int, int] | None:
+    """(height, width) of a picture's input, where the file says so."""
+    height, width = (shape[i] for i in ((2, 3) if pre.layout == "NCHW" else (1, 2)))
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(width, height) of the upright picture."""
+    return _open(path).size
+
+
 def _cut(picture: "Image.Image", pre: Preprocess, fixed: tuple[int, int] | None) -> "Image.Image":
     from PIL import Image
 
     how = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[pre.resample]
-    if pre.crop is None:
-        target = fixed or ((pre.size, pre.size) if pre.size else None)
-        return picture.resize((target[1], target[0]), how) if target else picture
-    height, width = fixed or (pre.crop, pre.crop)
-    margin = (pre.size or pre.crop) / pre.crop
-    grow = max(height * margin / picture.height, width * margin / picture.width)
-    # truncation of the long side and rounding of the corner as in torchvision, so that its numbers come out
-    tall, wide = (max(t, int(s * grow + 1e-6)) for s, t in ((picture.height, height), (picture.width, width)))
-    top, left = round((tall - height) / 2), round((wide - width) / 2)
-    return picture.resize((wide, tall), how).crop((left, top, left + width, top + height))
+    c = cut_of(*picture.size, pre, fixed)
+    return picture.resize((c.wide, c.tall), how).crop((c.left, c.top, c.left + c.width, c.top + c.height))
 
 
 def normalise(pixels: NDArray[np.uint8], pre: Preprocess, dtype: np.dtype[Any]) -> Array:

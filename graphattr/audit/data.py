@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ..fit.labels import known, read_labels, with_classes
 from ..graph import Array
 from ..preprocess import Preprocess, Say, guess_layout, load_preprocess, preprocess_for, print_nothing
 from ..targets import wanted
+from .boxes import Boxes, place_boxes
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Samples:
     layout: str
     pre: Preprocess
     titles: Sequence[str]
+    boxes: Boxes | None = None
 
     @property
     def name(self) -> str:
@@ -54,9 +57,9 @@ class Samples:
 
 def load_samples(
     canonical: Canonical, data: Any, labels: Any, at_most: int, preprocess: str | None = None, say: Say = print_nothing,
-    wrt: str | Sequence[str] | None = None,
+    wrt: str | Sequence[str] | None = None, boxes: Any = None, class_names: Sequence[str] = (),
 ) -> Samples:
-    """Samples for the model's inputs; RunError where the data do not fit, or `wrt` names what is no input."""
+    """Samples for the model's inputs; RunError where the data or the boxes do not fit, or `wrt` names what is no input."""
     inputs = canonical.graph.inputs
     names = [one.x.name for one in wanted(canonical, wrt)]
     inside = [n for n in names if n not in [v.name for v in inputs]]
@@ -68,6 +71,7 @@ def load_samples(
     fixed = next((s[0] for _, s in types.values() if s and isinstance(s[0], int)), 1)
     pre = preprocess_for(preprocess, shape, say) if has_pictures(data) else load_preprocess(preprocess or "none")
     titles: Sequence[str] = ()
+    placed: Boxes | None = None
     roots = paths_of(data)
     files = [pair for root in roots for pair in files_in(root)]
     if files and all(f.suffix.lower() in PICTURES for f, _ in files):
@@ -77,9 +81,12 @@ def load_samples(
         labels = None if classes is None else _picked(classes, chosen, len(files))
         data = [files[i][0] for i in chosen]
         titles = [f.name for f in data]
+        placed = None if boxes is None else place_boxes(Path(boxes), data, roots, pre, shape, class_names, say)
+    elif boxes is not None:
+        raise RunError("boxes belong to pictures by the names of their files, and the data are other than pictures")
     feeds, found = _rows(open_data(data, labels, types, 64, pre), at_most, fixed)
     titles = titles or [f"sample {i}" for i in range(len(feeds[names[0]]))]
-    return Samples(feeds, names, found, _layout(shape), pre, titles)
+    return Samples(feeds, names, found, _layout(shape), pre, titles, placed)
 
 
 def _layout(shape: Sequence[Any]) -> str:

@@ -52,6 +52,7 @@ STANDARD: Mapping[str, Mapping[str, Any]] = {
     "flipping": {"steps": 20},
     "sensitivity_n": {"subsets": 50},
     "max_sensitivity": {"samples": 5},
+    "grid_pointing": {"mosaics": 8},
     "sparseness": {},
 }
 FULL: Mapping[str, Mapping[str, Any]] = {
@@ -63,6 +64,7 @@ FULL: Mapping[str, Mapping[str, Any]] = {
     "sensitivity_n": {"subsets": 100},
     "infidelity": {"samples": 100},
     "max_sensitivity": {"samples": 10},
+    "grid_pointing": {"mosaics": 50},
     "sparseness": {},
 }
 PROFILES = {

@@ -126,6 +126,7 @@ def audit(
     out: str | os.PathLike[str] | None = None,
     *,
     labels: Any = None,
+    boxes: str | os.PathLike[str] | None = None,
     target: Any = "argmax",
     output: str | None = None,
     wrt: str | Sequence[str] | None = None,
@@ -143,7 +144,8 @@ def audit(
     """Can these methods' explanations of the model be trusted? Measured on data, said in words, with a page to look at.
 
     data: as for `fit`: arrays, dicts, .npz, .npy, .csv, pictures, folders (one per class). labels: a class per sample, as for
-        `fit`, or a .csv with lines `file,class`.
+        `fit`, or a .csv with lines `file,class`. boxes: where the objects of pictures are, for the measure `localisation`: COCO's
+        .json, Pascal VOC's .xml or a folder of these.
     profile: "quick", "standard", "full", or the path of a .toml: samples, gallery, seed, fail_on, [measures.NAME] with settings,
         [thresholds]. The result is the same for the same seed.
     out: a folder for report.json, report.csv, report.html and timings.json; until they are written it holds `state`, what
@@ -159,6 +161,8 @@ def audit(
     """
     load_rules([os.fspath(r) for r in rules])
     chosen = load_profile(profile)
+    if boxes is not None:
+        chosen = replace(chosen, measures={**chosen.measures, "localisation": chosen.measures.get("localisation", {})})
     check_measures(chosen.measures)
     asked: list[Any] = list(methods) if isinstance(methods, (list, tuple)) else [methods]
     methods_of(asked, params)
@@ -168,7 +172,7 @@ def audit(
     for m in loaded:
         own[m.name] = {k: v for k, v in params.items() if k in m.parameters()}
     source = read(model)
-    samples = load_samples(canonicalise(source), data, labels, chosen.samples, preprocess, say, wrt)
+    samples = load_samples(canonicalise(source), data, labels, chosen.samples, preprocess, say, wrt, boxes, class_names)
     state = State(None if out is None else Path(out) / "state").open()
     bench = _bench(model, source, samples, Asked(target, output, wrt), chosen, state, batch_size, providers, rules)
     found: dict[str, Any] = {}
@@ -235,7 +239,7 @@ def _audited(
         bench.model, m, params, fits, bench.scorer.of_joint(joint), s.feeds, joint, s.layout if len(s.names) == 1 else "",
         bench.target, joined([maps[n] for n in s.names]), sums, delta,
         lambda feeds: joined([run(joint.split(feeds), bench.target).scores[n] for n in s.names]),
-        bench.profile.seed, bench.batch_size, bench.asked.output, bench.asked.wrt, bench.providers,
+        bench.profile.seed, bench.batch_size, bench.asked.output, bench.asked.wrt, bench.providers, s.boxes,
     )
     found = {}
     for name, settings in bench.profile.measures.items():
@@ -257,6 +261,7 @@ def _found(
     given = {**asked.settings, **settings}
     if "insensitive" in given:
         given["insensitive"] = settings.get("insensitive", bench.profile.threshold("insensitive"))
+    key = {**key, "boxes": subject.boxes.sha256} if subject.boxes and name == "localisation" else key
     path = bench.state.path(subject.method.name, name, {**key, "measure": name, "settings": given})
     known = bench.state.read(path)
     if known is not None:

@@ -14,6 +14,7 @@ from ..fitted import Fitted
 from ..graph import Array
 from ..measure import Joint, Measure, Scorer
 from ..method import Method
+from .boxes import Boxes
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Subject:
     output: str | None = None
     wrt: Any = None
     providers: Any = None
+    boxes: Boxes | None = None
 
     @property
     def name(self) -> str:

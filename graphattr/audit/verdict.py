@@ -15,6 +15,8 @@ CHECKS = {  # name -> the question it answers
     "flipping": "Does it find what counts?",
     "sensitivity_n": "Are its shares right?",
     "max_sensitivity": "Is it stable?",
+    "localisation": "Does it look at the object?",
+    "grid_pointing": "Does it find the right one of four pictures?",
 }
 SUMS = {
     "seed": "the score counted as 1",
@@ -22,6 +24,7 @@ SUMS = {
     "difference": "the score's change from the baseline",
     "zero": "zero",
 }
+DECIDES = {"localisation": ("inside_ratio",)}  # boxes may all be too large for the accuracy
 Said = tuple[bool | None, str]
 
 
@@ -34,7 +37,7 @@ def sentences(found: Mapping[str, Mapping[str, Any]], profile: Profile) -> list[
         finding = found[name]
         if finding["skipped"]:
             passed, text = None, f"not measured: {finding['skipped']}"
-        elif any(finding["metrics"].get(m) is None for m in finding["names"]):
+        elif any(finding["metrics"].get(m) is None for m in DECIDES.get(name, finding["names"])):
             passed, text = None, "not measured: there is no number to compare (are scores or maps zero?)"
         else:
             passed, text = SENTENCES[name](finding, profile)
@@ -111,6 +114,22 @@ def _max_sensitivity(f: Mapping[str, Any], profile: Profile) -> Said:
     return good, f"{'changes' if good else 'is unstable: it changes'} by {_percent(change)} under noise of {_percent(noise)}"
 
 
+def _localisation(f: Mapping[str, Any], profile: Profile) -> Said:
+    d, ratio = f["details"], f["metrics"]["inside_ratio"]
+    good = d["gain"][0] is not None and d["gain"][0] > 0
+    what = "boxes" if f["settings"]["classes"] == "all" else "boxes of the class"
+    said = f"{_percent(ratio)} of what speaks for the class lies in the {what}, which cover {_percent(d['area'])} of the picture"
+    hits = f"the strongest pixel in {d['hits']} of {len(d['pictures'])}"
+    return good, f"{said}; {hits}" if good else f"{said}: not surely more than chance; {hits}"
+
+
+def _grid_pointing(f: Mapping[str, Any], profile: Profile) -> Said:
+    share, low = f["metrics"]["grid_pointing"], (f["interval"] or [None])[0]
+    said = f"of four pictures {_percent(share)} of what speaks for the class of one lies in it"
+    good = low is not None and low > 0.25
+    return good, said if good else f"{said}, where chance gives 25 %"
+
+
 def _layers(n: int) -> str:
     return "layer" if n == 1 else f"{n} layers"
 
@@ -132,4 +151,6 @@ SENTENCES: Mapping[str, Callable[[Mapping[str, Any], Profile], Said]] = {
     "flipping": _flipping,
     "sensitivity_n": _sensitivity_n,
     "max_sensitivity": _max_sensitivity,
+    "localisation": _localisation,
+    "grid_pointing": _grid_pointing,
 }

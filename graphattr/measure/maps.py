@@ -59,11 +59,22 @@ def bounding_box_accuracy(attribution: Array, boxes: Array, largest: float = 0.3
     return Measure("bounding_box_accuracy", found, "mean", {}, {"largest": largest})
 
 
+def inside_ratio(attribution: Array, boxes: Array) -> Measure:
+    """The share of the positive attribution that lies in the box; NaN where there is none. Kohlbrenner et al. 2020."""
+    maps = np.maximum(_pixels(attribution), 0)
+    inside = np.where(np.broadcast_to(boxes, maps.shape), maps, 0).sum((1, 2))
+    with np.errstate(invalid="ignore"):
+        return Measure("inside_ratio", inside / maps.sum((1, 2)))
+
+
 def pointing(attribution: Array, boxes: Array) -> Measure:
-    """1 where the most relevant pixel lies in the box, else 0. Zhang et al. 2018."""
+    """1 where the most relevant pixel (the first of equals) lies in the box, else 0; NaN where all pixels are equal. Zhang et al.
+    2018."""
     maps = _pixels(attribution)
     inside = np.broadcast_to(boxes, maps.shape).reshape(len(maps), -1)
-    return Measure("pointing", inside[np.arange(len(maps)), maps.reshape(len(maps), -1).argmax(1)].astype(np.float64))
+    flat = maps.reshape(len(maps), -1)
+    hits = inside[np.arange(len(flat)), flat.argmax(1)].astype(np.float64)
+    return Measure("pointing", np.where(np.ptp(flat, axis=1) > 0, hits, np.nan))
 
 
 def grid_pointing(attribution: Array, cells: Array, grid: tuple[int, int] = (2, 2)) -> Measure:

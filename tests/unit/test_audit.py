@@ -130,7 +130,8 @@ def test_convergence_names_the_tensor_and_the_baseline():
 
 
 def test_every_measure_runs_and_says_a_number():
-    asked = Profile("all", samples=4, measures={name: {} for name in MEASURES} | {"flipping": {"steps": 5}})
+    every = {name: {} for name in MEASURES if name not in ("localisation", "grid_pointing")}  # these need photos: test_boxes.py
+    asked = Profile("all", samples=4, measures=every | {"flipping": {"steps": 5}})
     report = graphattr.audit(cnn(2, channels=2), array(4, 2, 12, 12), ["gradient_x_input"], asked)
     for name, found in report.data["methods"]["gradient_x_input"]["measures"].items():
         assert found["skipped"] is None, name
