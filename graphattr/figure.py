@@ -56,7 +56,7 @@ def plot(
     shape = attribution.scores[name].shape
     if held is not None and held.shape[1:] != shape[1:] and not held.ndim == len(shape) == 4:
         raise RunError(f"x has samples of shape {held.shape[1:]}, the attribution {name!r} {shape[1:]}")
-    if columns and (held is None or len(columns) != held[0].size):
+    if len(columns) and (held is None or len(columns) != held[0].size):
         raise RunError(f"{len(columns)} columns are named, and x has "
                        f"{'none: give x' if held is None else f'{held[0].size} values per sample'}")
     pre = preprocess_for(preprocess, (a.scores[name] if held is None else held).shape)

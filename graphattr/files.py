@@ -1,11 +1,14 @@
-"""Files that are there whole or not at all, and tables of settings that are files or have a name."""
+"""Files that are there whole or not at all, rows as .csv, and tables of settings that are files or have a name."""
 
 from __future__ import annotations
 
+import csv
+import io
+import math
 import os
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -34,6 +37,15 @@ def write_atomically(path: Path, chunks: Iterator[bytes] | Sequence[bytes]) -> N
     with whole_file(path) as f:
         for chunk in chunks:
             f.write(chunk)
+
+
+def csv_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """The rows under a line of names; what is no number is an empty field."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows)
+    return text.getvalue()
 
 
 def _umask() -> int:

@@ -48,23 +48,24 @@ class Attribution:
         if not tables:
             shapes = ", ".join(f"{name} {score.shape}" for name, score in self.scores.items())
             raise RunError(f"records are of tables (N, F); the attributions are {shapes}: take them from `scores`")
-        rows = []
+        rows: list[dict[str, Any]] = []
+        given = list(columns)
         for name, score in tables.items():
             tensor, method = tensor_and_method(name, self.manifest)
             values = x.get(tensor) if isinstance(x, Mapping) else x
             values = None if values is None else np.asarray(values)
             if values is not None and values.shape != score.shape:
                 raise RunError(f"x has the shape {values.shape}, the attribution {name!r} {score.shape}")
-            if columns and len(columns) != score.shape[1]:
-                raise RunError(f"{len(columns)} names for the {score.shape[1]} columns of {name!r}")
-            for i, k in np.ndindex(score.shape):
-                rows.append({
-                    "tensor": tensor, "method": method or str(self.manifest.get("method", "")), "sample": i,
-                    "target": None if self.target is None else int(self.target[i]),
-                    "column": columns[k] if columns else f"x{k}",
-                    **({} if x is None else {"value": float("nan") if values is None else values[i, k].item()}),
-                    "attribution": score[i, k].item(),
-                })
+            if given and len(given) != score.shape[1]:
+                raise RunError(f"{len(given)} names for the {score.shape[1]} columns of {name!r}")
+            known, names = [], given or [f"x{k}" for k in range(score.shape[1])]
+            if x is not None:
+                known = [("value", np.full(score.shape, np.nan) if values is None else values)]
+            arrays = [(key, array.tolist()) for key, array in [*known, ("attribution", score)]]
+            for i in range(len(score)):
+                about = {"tensor": tensor, "method": method or str(self.manifest.get("method", "")), "sample": i,
+                         "target": None if self.target is None else int(self.target[i])}
+                rows += [{**about, "column": name, **{key: held[i][k] for key, held in arrays}} for k, name in enumerate(names)]
         return rows
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .errors import WriteError
-from .files import write_atomically
+from .files import csv_text, write_atomically
 from .runtime import tensor_and_method
 from .texts import passages
 from .view import View, label
@@ -32,7 +32,7 @@ class Sheet:
         """Write the results and say what they are."""
         view, a = self.view, self.view.a
         logits, target = view.logits(), a.target
-        written, tokens = [self._save_arrays()], view.tokens()
+        written, tokens = [self._save_arrays(), *self._save_table()], view.tokens()
         for score_name, scores in a.scores.items():
             for i in range(min(len(scores), MOST_PICTURES)):
                 written += self._save_picture(score_name, i)
@@ -61,6 +61,15 @@ class Sheet:
         content = BytesIO()
         np.savez(content, **arrays)  # type: ignore[arg-type]
         return _write(self.start.with_name(f"{self.start.name}.npz"), content.getvalue())
+
+    def _save_table(self) -> list[Path]:
+        """Of a table whose columns have names: a row per sample and column."""
+        view = self.view
+        scores = {name: score for name, score in view.a.scores.items() if score.ndim == 2 and view.columns(name, 0)}
+        if not scores:
+            return []
+        rows = replace(view.a, scores=scores).records(view.feeds, view.item.columns)
+        return [_write(self.start.with_name(f"{self.start.name}.attribution.csv"), csv_text(rows, list(rows[0])).encode())]
 
     def _save_picture(self, score_name: str, i: int) -> list[Path]:
         view, scores = self.view, self.view.a.scores

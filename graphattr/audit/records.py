@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 Row = dict[str, Any]
@@ -36,15 +34,6 @@ def metric_rows(report: Mapping[str, Any]) -> list[Row]:
                 "low": _number(low), "high": _number(high), "passed": passed.get(measure), "skipped": found["skipped"],
             })
     return rows
-
-
-def csv_text(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """The rows under a line of names; what is no number is an empty field."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows)
-    return text.getvalue()
 
 
 def _findings(report: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:

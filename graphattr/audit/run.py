@@ -15,6 +15,7 @@ import numpy as np
 
 from ..canonical import canonicalise
 from ..errors import GraphattrError, RunError
+from ..files import csv_text
 from ..fit.progress import Bar
 from ..fitted import Fitted, fingerprint, load_npz, needing, opened, save_npz
 from ..graph import Array
@@ -34,7 +35,7 @@ from .gate import parse
 from .measures import MEASURES, Finding, check_measures
 from .page import page
 from .profile import THRESHOLDS, Profile, load_profile
-from .records import SAMPLE, csv_text, metric_rows, sample_rows
+from .records import SAMPLE, metric_rows, sample_rows
 from .state import State, plain, write_text
 from .subject import Subject
 from .verdict import sentences, summary

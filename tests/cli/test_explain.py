@@ -3,6 +3,7 @@
 # ruff: noqa: F811
 from __future__ import annotations
 
+import csv
 import json
 import os
 
@@ -104,6 +105,12 @@ def test_explain_tables(run, tmp_path):
     assert f"{names[order[0]]} " in out
     assert f"{score[order[0]]:+.4g}" in out
     assert json.loads(run("explain", "m.onnx", "x.npy", "-o", "res", "--json")[1])["features"] == []
+    with open("res/people.attribution.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["column"] for r in rows] == names * len(X)
+    assert np.allclose([float(r["attribution"]) for r in rows[:4]], score, atol=1e-6)
+    assert np.array_equal(np.array([r["value"] for r in rows], np.float32).reshape(X.shape), X)
+    assert "x.attribution.csv" not in os.listdir("res")
 
 
 def test_explain_signals(run, tmp_path):

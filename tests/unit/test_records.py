@@ -11,8 +11,8 @@ import pytest
 
 import graphattr
 from graphattr import measure
-from graphattr.audit.records import csv_text
 from graphattr.errors import RunError
+from graphattr.files import csv_text
 from tests.unit.test_audit import QUICK, X, cnn
 from tests.unit.test_compare import shaken
 from tests.unit.tiny import array, mlp
@@ -122,6 +122,7 @@ def test_a_table_has_a_row_per_sample_and_column():
     row = rows[4 * 2 + 1]
     assert (row["sample"], row["column"], row["target"]) == (2, "income", a.target[2])
     assert (np.float32(row["value"]), np.float32(row["attribution"])) == (x[2, 1], a.scores["x"][2, 1])
+    assert a.records(x, np.array(["age", "income", "height", "debt"])) == rows
     assert [r["column"] for r in a.records()[:4]] == ["x0", "x1", "x2", "x3"]
     assert "value" not in a.records()[0]
 
