@@ -3,7 +3,7 @@
     quantus.PixelFlipping()(OnnxModel("model.onnx"), x, y, explain_func=explain_func, explain_func_kwargs={"method": "lrp.zplus"})
 
 Hedström et al. 2023. Quantus wraps the models it is given, and knows those of torch and Keras; importing this module lets it take
-an OnnxModel as it is.
+an OnnxModel as it is. SmoothMPRT asks Quantus' own explanations, not `explain_func`, and they are of torch and Keras models only.
 """
 
 from __future__ import annotations
