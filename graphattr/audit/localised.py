@@ -62,8 +62,7 @@ def grid_pointing(s: Subject, *, mosaics: int = 8, tiles: str = "auto") -> Findi
     x = np.moveaxis(s.x, -1, 1) if s.layout == "NHWC" else s.x
     if not s.layout or x.ndim != 4:
         raise MethodError("mosaics are made of pictures")
-    scores = s.scorer(s.feeds)
-    chosen, aims = _chosen(softmax(scores), mosaics, np.random.Generator(np.random.PCG64(s.seed)))
+    chosen, aims = _chosen(softmax(s.scores), mosaics, np.random.Generator(np.random.PCG64(s.seed)))
     size = next(v.shape for v in canonicalise(read(s.model)).graph.inputs if v.name == s.name) or (None,) * 4
     height, width = (size[i] for i in ((1, 2) if s.layout == "NHWC" else (2, 3)))
     whole = tiles == "whole" or (tiles == "auto" and not isinstance(height, int) and not isinstance(width, int))

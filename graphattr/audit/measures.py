@@ -135,7 +135,7 @@ def random_logit(s: Subject) -> Finding:
     if s.entries == 2:
         raise MethodError("of two classes one speaks for what the other speaks against, and maps are compared but for their sign")
     found = measure.random_logit(s.model, s.samples, s.method, before=s.attribution, fitted=s.fitted, **s.asked)
-    return _of(found, "random_logit", compare=s.alike(s.attribution, s.attribution).name)
+    return _of(found, "random_logit", compare=s.compare)
 
 
 @measured("convergence")
@@ -197,28 +197,26 @@ def flipping(s: Subject, *, steps: int = 20, baseline: float = 0.0) -> Finding:
     minus that of the first."""
     if s.entries < 2:
         raise MethodError("the explained output has one entry, so there is no probability of a class")
-    rng = np.random.Generator(np.random.PCG64(s.seed))
-    chance: Array = np.asarray(rng.standard_normal(s.attribution.shape))
-    if s.granularity == "element":
+    grain: Any = s.granularity
+    if grain == "element":
         s.needs_input_shape()
-    a = s.attribution
     gone = s.removed(baseline)
-    ways: list[tuple[str, Array, Any]] = [("morf", a, "morf"), ("lerf", a, "lerf"), ("random", chance, "morf")]
-    found = {
-        way: measure.pixel_flipping(
-            s.scorer, s.feeds, ranked, s.target, order=order, granularity=_granularity(s), steps=steps, baseline=gone,
-            name=s.name,
+
+    def flipped(ranked: Array, order: Any) -> Measure:
+        return measure.pixel_flipping(
+            s.scorer, s.feeds, ranked, s.target, order=order, granularity=grain, steps=steps, baseline=gone, name=s.name
         )
-        for way, ranked, order in ways
-    }
+
+    def by_chance() -> Measure:
+        rng = np.random.Generator(np.random.PCG64(s.seed))
+        return flipped(np.asarray(rng.standard_normal(s.attribution.shape)), "morf")
+
+    found = {way: flipped(s.attribution, way) for way in ("morf", "lerf")}
+    found["random"] = s.once(("flipping", s.attribution.shape, grain, steps, gone), by_chance)
     gain = Measure("faithfulness", found["lerf"].values - found["morf"].values)
     details = {way: _band(m.details["curve"]) for way, m in found.items()}
     metrics = {"faithfulness": gain.value, "morf": found["morf"].value, "lerf": found["lerf"].value}
     return Finding(metrics, gain.values, gain.interval(resamples=RESAMPLES), details, dict(found["morf"].settings))
-
-
-def _granularity(s: Subject) -> Any:
-    return s.granularity
 
 
 @measured("sensitivity_n")
@@ -230,7 +228,8 @@ def sensitivity_n(s: Subject, *, subsets: int = 50, share: float = 0.125, baseli
     n = max(1, round(share * features))
     drawn = np.stack([rng.choice(features, n, replace=False) for _ in range(subsets)])
     found = measure.sensitivity_n(
-        s.scorer, s.feeds, s.attribution, s.target, subsets=drawn, baseline=s.removed(baseline), name=s.name
+        s.scorer_of("sensitivity_n", subsets, n, baseline), s.feeds, s.attribution, s.target, subsets=drawn,
+        baseline=s.removed(baseline), name=s.name,
     )
     return _of(found, "sensitivity_n")
 
@@ -241,7 +240,7 @@ def infidelity(s: Subject, *, samples: int = 100) -> Finding:
     s.needs_input_shape()
     s.needs_no_ids()
     found = measure.infidelity(
-        s.scorer, s.feeds, s.attribution, s.target, samples=samples, random_state=s.seed, name=s.name
+        s.scorer_of("infidelity", samples), s.feeds, s.attribution, s.target, samples=samples, random_state=s.seed, name=s.name
     )
     return _of(found, "infidelity")
 

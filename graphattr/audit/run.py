@@ -111,12 +111,14 @@ class Bench:
     samples: Samples
     asked: Asked
     scorer: Scorer
+    scores: Array
     target: Array
     profile: Profile
     state: State
     key: Mapping[str, Any]
     batch_size: int
     providers: Any
+    shared: dict[Any, Any] = field(default_factory=dict)  # what does not depend on the method
 
 
 def audit(
@@ -206,7 +208,8 @@ def _bench(
     rules: Sequence[Any],
 ) -> Bench:
     scorer = Scorer(model, asked.output, providers)
-    aim = _target(scorer, samples, asked.target)
+    scores = scorer(samples.feeds)
+    aim = _target(scores, samples, asked.target)
     size = scorer.rows(batch_size)
     key = {
         "schema": SCHEMA, "version": __version__, "model": fingerprint(source), "samples": samples.sha256,
@@ -214,17 +217,17 @@ def _bench(
         "provider": str(providers or "cpu"), "batch_size": size,
         "rules": [hashlib.sha256(Path(r).read_bytes()).hexdigest() for r in rules],
     }
-    return Bench(model, source, samples, asked, scorer, aim, profile, state, key, size, providers)
+    return Bench(model, source, samples, asked, scorer, scores, aim, profile, state, key, size, providers)
 
 
-def _target(scorer: Scorer, samples: Samples, target: Any) -> Array:
+def _target(scores: Array, samples: Samples, target: Any) -> Array:
     if target == "labels":
         if samples.labels is None:
             raise RunError('target="labels" needs labels: pass labels=, or sort pictures into one folder per class')
         return samples.labels
     if target != "argmax" and not isinstance(target, int):
         raise RunError(f'target is "argmax", "labels" or the index of a class, not {target!r}')
-    return scorer.target(samples.feeds, None if target == "argmax" else target)
+    return np.asarray(scores.argmax(1)) if target == "argmax" else np.full(len(scores), target)
 
 
 def _audited(
@@ -237,10 +240,10 @@ def _audited(
     s, timings = bench.samples, {"maps": seconds}
     joint = Joint.of(s.feeds, s.names)
     subject = Subject(
-        bench.model, m, params, fits, bench.scorer.of_joint(joint), s.feeds, joint, s.layout if len(s.names) == 1 else "",
-        bench.target, joined([maps[n] for n in s.names]), sums, delta,
+        bench.model, m, params, fits, bench.scorer.of_joint(joint), bench.scores, s.feeds, joint,
+        s.layout if len(s.names) == 1 else "", bench.target, joined([maps[n] for n in s.names]), sums, delta,
         lambda feeds: joined([run(joint.split(feeds), bench.target).scores[n] for n in s.names]),
-        bench.profile.seed, bench.batch_size, bench.asked.output, bench.asked.wrt, bench.providers, s.boxes,
+        bench.profile.seed, bench.batch_size, bench.asked.output, bench.asked.wrt, bench.providers, s.boxes, bench.shared,
     )
     found = {}
     for name, settings in bench.profile.measures.items():
@@ -318,7 +321,7 @@ def _maps(
 
 
 def _provenance(bench: Bench, rules: Sequence[str]) -> dict[str, Any]:
-    s, scores = bench.samples, bench.scorer(bench.samples.feeds)
+    s, scores = bench.samples, bench.scores
     predicted = scores.argmax(1)
     graph, path = bench.source.model.graph, bench.source.path
     profile = replace(bench.profile, fail_on=rules, thresholds={**THRESHOLDS, **bench.profile.thresholds})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from ..errors import MethodError, RunError
 from ..fitted import Fitted
 from ..graph import Array
 from ..measure import Joint, Measure, Scorer
+from ..measure.scoring import Feeds
 from ..method import Method
 from .boxes import Boxes
 
@@ -27,6 +28,7 @@ class Subject:
     params: Mapping[str, Any]
     fitted: Sequence[Fitted]
     scorer: Scorer
+    scores: Array
     samples: Mapping[str, Array]
     joint: Joint
     layout: str
@@ -41,6 +43,7 @@ class Subject:
     wrt: Any = None
     providers: Any = None
     boxes: Boxes | None = None
+    shared: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -57,7 +60,7 @@ class Subject:
     @property
     def entries(self) -> int:
         """How many scores there are to explain."""
-        return int(self.scorer({k: v[: self.scorer.batch_size] for k, v in self.feeds.items()}).shape[1])
+        return int(self.scores.shape[1])
 
     @property
     def ids(self) -> list[str]:
@@ -77,12 +80,28 @@ class Subject:
             "compare": self.alike, "providers": self.providers, "batch_size": self.batch_size, **self.params,
         }
 
+    @property
+    def compare(self) -> str:
+        """How maps are compared, either sign: by SSIM where they are pictures, else by |rank correlation|."""
+        a = self.attribution
+        pictures = bool(self.layout) and a.ndim == 4 and min(_channels_first(a, self.layout).shape[2:]) >= 5
+        return "ssim" if pictures else "|spearman|"
+
     def alike(self, a: Array, b: Array) -> Measure:
-        """How similar maps are, either sign: SSIM of pictures, |rank correlation| of anything else."""
-        if self.layout and a.ndim == 4 and min(_channels_first(a, self.layout).shape[2:]) >= 5:
+        if self.compare == "ssim":
             return measure.ssim_flip(_channels_first(a, self.layout), _channels_first(b, self.layout))
         found = measure.spearman(a, b)
-        return Measure("|spearman|", np.abs(found.values), found.statistic)
+        return Measure(self.compare, np.abs(found.values), found.statistic)
+
+    def once(self, what: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
+        """What does not depend on the method, computed for the first of them."""
+        if what not in self.shared:
+            self.shared[what] = compute()
+        return self.shared[what]
+
+    def scorer_of(self, *what: Any) -> Scorer:
+        """A scorer whose one set of variants is the same for all methods, so that the model runs them once."""
+        return _Once(self, what)
 
     def needs_input_shape(self) -> None:
         if self.attribution.shape != self.x.shape:
@@ -103,6 +122,17 @@ class Subject:
         if self.ids and baseline != int(baseline):
             raise RunError(f"baseline = {baseline:g} is no id to replace those of {self.ids[0]!r} by")
         return baseline
+
+
+class _Once(Scorer):
+    def __init__(self, subject: Subject, what: tuple[Any, ...]) -> None:
+        self.__dict__.update(subject.scorer.__dict__)
+        self.subject, self.what = subject, what
+
+    def of_variants(self, feeds: Feeds, name: str, variants: Iterable[Array], target: Array) -> Array:
+        s = self.subject
+        found: Array = s.once(self.what, lambda: s.scorer.of_variants(feeds, name, variants, target))
+        return found
 
 
 def _channels_first(a: Array, layout: str) -> Array:

@@ -118,7 +118,7 @@ def random_logit(
     `fitted`, `output`, `wrt`: as for `convert`; `before`: the maps of the class, where they are known. Sixt et al. 2020."""
     scorer = Scorer(model, output, providers)
     given, classes = scorer.named(feeds), scorer.target(feeds, target)
-    entries = scorer(given).shape[1]
+    entries = scorer.entries(given)
     if entries < 2:
         raise MethodError("random_logit needs an explained output with at least two entries; this model has one")
     rng = np.random.Generator(np.random.PCG64(random_state))

@@ -17,7 +17,7 @@ from ..runtime import Attribution, Explainer
 from ..session import open_session
 from ..simplify import prune, with_nodes
 from ..source import read
-from ..targets import explained_output
+from ..targets import entries, explained_output
 
 Feeds: TypeAlias = "Mapping[str, Array] | Array"
 
@@ -80,10 +80,17 @@ class Scorer:
         fixed = [v.shape[0] for v in graph.inputs if v.shape and isinstance(v.shape[0], int)]
         self.fixed = int(fixed[0]) if fixed else None
         self.batch_size = self.fixed or batch_size
+        self._entries = entries(y)
 
     def rows(self, batch_size: int) -> int:
         """How many samples may run at once where `batch_size` are asked for."""
         return self.fixed or batch_size
+
+    def entries(self, feeds: Feeds) -> int:
+        """How many scores a sample has; a batch is run where the file does not say it."""
+        if self._entries is None:
+            self._entries = int(self({k: v[: self.batch_size] for k, v in self.named(feeds).items()}).shape[1])
+        return self._entries
 
     def __call__(self, feeds: Feeds) -> Array:
         """(N, entries) in float64."""
@@ -149,7 +156,7 @@ class Scorer:
 class _JointScorer(Scorer):
     def __init__(self, scorer: Scorer, joint: Joint) -> None:
         self.scorer, self.joint = scorer, joint
-        self.fixed, self.batch_size = scorer.fixed, scorer.batch_size
+        self.fixed, self.batch_size, self._entries = scorer.fixed, scorer.batch_size, scorer._entries
         self.inputs = [joint.name, *(n for n in scorer.inputs if n not in joint.names)]
 
     def __call__(self, feeds: Feeds) -> Array:
