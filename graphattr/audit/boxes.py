@@ -14,6 +14,7 @@ from ..graph import Array
 from ..preprocess import Preprocess, Say, Shape, cut_of, fixed_size, picture_size
 from .annotations import Annotation, Box, read_annotations
 
+GREEN = (29, 180, 80)
 CLASSES = ("auto", "names", "ids", "all")
 
 
@@ -115,6 +116,18 @@ def place_boxes(
     say(f"boxes: {total} in {sum(map(bool, rows))} of {len(files)} pictures; {outside} lie outside of what the model sees, "
         f"{partly} are cut at its edge")
     return Boxes(rows, *frame, names, outside, partly)
+
+
+def outlined(photo: Array, boxes: Sequence[Box]) -> Array:
+    """The picture (H, W, 3) with green frames around the boxes."""
+    drawn, thick = photo.copy(), max(1, max(photo.shape) // 160)
+    for b in boxes:
+        x0, y0, x1, y1 = (round(v) for v in (b.x0, b.y0, b.x1, b.y1))
+        frame = np.zeros(photo.shape[:2], bool)
+        frame[y0:y1, x0:x1] = True
+        frame[y0 + thick : y1 - thick, x0 + thick : x1 - thick] = False
+        drawn[frame] = GREEN
+    return drawn
 
 
 def _check(annotation: Annotation | None, size: tuple[int, int], file: Path, path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from ..graph import Array
 from ..preprocess import denormalise
 from ..render.heatmap import colours, heatmap, overlay, reduce_channels, reduction, robust_scale
+from .boxes import outlined
 from .charts import INKS, Curve, chart, picture
 from .data import Samples
 from .verdict import CHECKS
@@ -86,8 +87,7 @@ def page(report: Mapping[str, Any], samples: Samples, maps: Maps, gallery: int, 
 # -- the verdict --------------------------------------------------------------------------------------------------
 def _verdict(report: Mapping[str, Any]) -> list[str]:
     methods = report["methods"]
-    said = {name: m["summary"].removeprefix(name) for name, m in methods.items()}
-    found = [f"<p><b>{escape(name)}</b>{escape(text)}.</p>" for name, text in said.items()]
+    found = [f"<p><b>{escape(name)}</b>{escape(m['summary'].removeprefix(name))}.</p>" for name, m in methods.items()]
     if report["gate"]:
         bad = [line for line in report["gate"] if line["failed"]]
         said = "".join(f"<br>{escape(_gate_line(line))}" for line in bad)
@@ -233,7 +233,7 @@ def cells(s: Samples, maps: Mapping[str, Array], i: int, method: str = "") -> li
     x = s.x[i]
     photo = denormalise(s.x[i : i + 1], replace(s.pre, layout=s.layout)) if s.layout else None
     if photo is not None:
-        drawn = [picture(photo, f"input {i}")]
+        drawn = [picture(photo if s.boxes is None else outlined(photo, s.boxes.rows[i]), f"input {i}")]
         for name, a in maps.items():
             flat = reduce_channels(_channels_first(a[i], s.layout), reduction(method or name))
             small = photo.shape[:2] != flat.shape or max(flat.shape) <= 64

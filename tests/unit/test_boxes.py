@@ -12,7 +12,7 @@ import graphattr
 from graphattr import measure
 from graphattr.audit import Profile
 from graphattr.audit.annotations import Box, read_annotations
-from graphattr.audit.boxes import Boxes, indices_of, place_boxes
+from graphattr.audit.boxes import Boxes, indices_of, outlined, place_boxes
 from graphattr.audit.localised import _halved, _mosaics
 from graphattr.preprocess import PRESETS, Preprocess, read_input
 from tests.unit.tiny import array, model, node
@@ -430,3 +430,13 @@ def test_measures_of_maps():
     m[0, 0, 1, 1], m[0, 0, 3, 3], m[0, 0, 0, 0], box[1, 1:3] = 5.0, 3.0, -7.0, True
     np.testing.assert_array_equal(measure.inside_ratio(m, box).values, [5 / 8, np.nan])
     np.testing.assert_array_equal(measure.pointing(m, box).values, [1, np.nan])
+
+
+def test_frames_are_drawn_around_boxes():
+    photo = np.full((10, 12, 3), 9, np.uint8)
+    drawn = outlined(photo, [Box(1, 2, 5.2, 7)])
+    changed = (drawn != photo).any(2)
+    want = np.zeros((10, 12), bool)
+    want[2:7, 1:5] = True
+    want[3:6, 2:4] = False
+    np.testing.assert_array_equal(changed, want)
