@@ -90,9 +90,9 @@ def _verdict(report: Mapping[str, Any]) -> list[str]:
     found = [f"<p><b>{escape(name)}</b>{escape(m['summary'].removeprefix(name))}.</p>" for name, m in methods.items()]
     if report["gate"]:
         bad = [line for line in report["gate"] if line["failed"]]
-        said = "".join(f"<br>{escape(_gate_line(line))}" for line in bad)
+        broken = "".join(f"<br>{escape(_gate_line(line))}" for line in bad)
         head = f"The gate fails in {len(bad)} of {len(report['gate'])} cases" if bad else "The gate is passed"
-        found.append(f'<p class="gate {"bad" if bad else "good"}"><b>{head}</b>{said}</p>')
+        found.append(f'<p class="gate {"bad" if bad else "good"}"><b>{head}</b>{broken}</p>')
     asked = [c for c in CHECKS if any(line["check"] == c for m in methods.values() for line in m["verdict"])]
     rows = []
     for check in asked:
