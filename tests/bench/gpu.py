@@ -33,7 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 BATCHES = (1, 8, 64, 256)
 PEERS = {"forward": "torch", "gradient": "torch autograd", "lrp.epsilon_plus_flat": "zennit", "integrated_gradients": "captum"}
-SECONDS = 1.0  # for one measurement, once warm
+SECONDS, RUNS = 1.0, 3  # for one measurement, once warm: no less than either
 SLOW = 12.0  # seconds of one run beyond which no larger batch is tried
 CLOSE = 2e-3  # relative L2 distance from the CPU's values: one ReLU that flips by rounding moves more than all else
 
@@ -44,7 +44,7 @@ def timed(run: Callable[[], Any]) -> tuple[float, float]:
     start = time.perf_counter()
     run()
     first, times = time.perf_counter() - start, list[float]()
-    while len(times) < 3 or sum(times) < SECONDS:
+    while len(times) < RUNS or sum(times) < SECONDS:
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
@@ -288,10 +288,10 @@ def table(rows: list[dict[str, Any]], console: Any) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--provider", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--quick", action="store_true", help="ResNet-50, batches 1 and 2, in a minute or two")
-    parser.add_argument("--nets", type=lambda s: s.split(","), default=list(NETS))
-    parser.add_argument("--batches", type=lambda s: [int(b) for b in s.split(",")], default=list(BATCHES))
-    parser.add_argument("--methods", type=lambda s: s.split(","), default=list(METHODS))
+    parser.add_argument("--quick", action="store_true", help="each once: ResNet-50, batches 1 and 2, three methods, unless given")
+    parser.add_argument("--nets", type=lambda s: s.split(","), help=f"of {', '.join(NETS)} and those of nets.py")
+    parser.add_argument("--batches", type=lambda s: [int(b) for b in s.split(",")])
+    parser.add_argument("--methods", type=lambda s: s.split(","), help=f"of {', '.join(METHODS)}")
     parser.add_argument("--tf32", action="store_true", help="let both sides round to TF32")
     parser.add_argument("--budget", type=float, default=460, help="seconds for all of it")
     parser.add_argument("--peers", default=sys.executable, help="the Python that has torch, captum and zennit")
@@ -300,11 +300,17 @@ def main() -> int:
     args = parser.parse_args()
     if args.worker:
         order = json.loads(args.worker)
+        if order.pop("quick"):
+            globals().update(SECONDS=0.0, RUNS=1)
         for row in WORKERS[order.pop("worker")](**order):
             print(json.dumps(row), flush=True)
         return 0
-    if args.quick:
-        args.nets, args.batches, args.methods = ["resnet50"], [1, 2], ["forward", "gradient", "lrp.epsilon_plus_flat"]
+    args.nets = args.nets or (["resnet50"] if args.quick else list(NETS))
+    args.batches = args.batches or ([1, 2] if args.quick else list(BATCHES))
+    args.methods = args.methods or list(METHODS)[: 3 if args.quick else None]
+    wrong = [m for m in args.methods if m not in METHODS]
+    if wrong:
+        parser.error(f"no method {wrong[0]!r} here; there are {', '.join(METHODS)}")
     return measure(args)
 
 
@@ -316,7 +322,7 @@ def measure(args: argparse.Namespace) -> int:
     from nets import network
     from rich.console import Console
 
-    console, start = Console(), time.monotonic()
+    console, start = Console(width=130), time.monotonic()
     look = "from importlib.util import find_spec; print(*(p for p in ('torch', 'captum', 'zennit') if find_spec(p)))"
     has = set(subprocess.run([args.peers, "-c", look], capture_output=True, text=True).stdout.split())
     rows: list[dict[str, Any]] = []
@@ -326,8 +332,8 @@ def measure(args: argparse.Namespace) -> int:
         todo = jobs(args, has)
         for i, (worker, net, method) in enumerate(todo):
             left = args.budget - (time.monotonic() - start)
-            order = {"worker": worker, "net": net, "method": method, "provider": args.provider, "tf32": args.tf32,
-                     "batches": sorted(args.batches), "folder": folder}
+            order = {"worker": worker, "net": net, "method": method, "folder": folder, "batches": sorted(args.batches),
+                     "provider": args.provider, "tf32": args.tf32, "quick": args.quick}
             most = min(left, max(60, 3 * left / (len(todo) - i)))
             if left < 5:
                 rows += [{"worker": w, "net": n, "method": m, "error": "no time was left"} for w, n, m in todo[i:]]

@@ -18,18 +18,19 @@ METHODS = {
     "gradient": {}, "guided_backprop": {}, "lrp.epsilon_plus_flat": {}, "lrp.epsilon_alpha2_beta1_flat": {},
     "lrp.epsilon_gamma_box": {"low": -2.0, "high": 2.0}, "excitation_backprop.contrastive": {}, "integrated_gradients": {},
     "guided_ig": {}, "smoothgrad": {}, "deeplift.rescale": {}, "deeplift.reveal_cancel": {}, "dga": {}, "fullgrad": {},
-    "grad_cam": {}, "rise": {}, "occlusion": {}, "lrp.attention": {},
+    "grad_cam": {}, "rise": {}, "occlusion": {}, "lrp.attention": {}, "dmbp": {},
 }
 REFUSED = {  # what a method does not explain at all
     ("lstm", "fullgrad"), ("lstm", "grad_cam"), ("long_lstm", "fullgrad"), ("long_lstm", "grad_cam"),
-    ("long_lstm", "deeplift.rescale"), ("long_lstm", "deeplift.reveal_cancel"),
+    ("long_lstm", "deeplift.rescale"), ("long_lstm", "deeplift.reveal_cancel"), ("mobilenet", "dmbp"), ("transformer", "dmbp"),
+    ("lstm", "dmbp"), ("long_lstm", "dmbp"),
 }
 CASES = [(n, m) for n in NETS for m in METHODS if (n, m) not in REFUSED and not (n == "lstm" and "reveal" in m)]
 # Inputs that CUDA kernels read on the host: sizes, axes, positions.
 ON_HOST = {"Slice": (1, 2, 3, 4), "Reshape": (1,), "Expand": (1,), "Tile": (1,), "Pad": (1,), "TopK": (1,), "Range": (0, 1, 2),
            "ConstantOfShape": (0,), "Squeeze": (1,), "Unsqueeze": (1,), "Resize": (1, 2, 3), "OneHot": (1,), "Split": (1,),
            "ReduceSum": (1,), "CumSum": (1,), "Loop": (0, 1), "If": (0,), "Trilu": (1,)}
-LOOPED = ("integrated_gradients", "guided_ig", "smoothgrad", "rise", "dga")
+LOOPED = ("integrated_gradients", "guided_ig", "smoothgrad", "rise", "dga", "dmbp")
 ASKED = ("gradient", "lrp.epsilon_plus_flat", "integrated_gradients", "dga")
 STEP = {"rise": {"Slice"}, "dga": {"Slice", "TopK"}}  # the step's number decides what is sliced, and how much: 8 bytes each
 
