@@ -139,9 +139,9 @@ def random_logit(s: Subject) -> Finding:
 
 
 @measured("convergence")
-def convergence(s: Subject, *, vectors: int = 5, tensors: int = 8) -> Finding:
+def convergence(s: Subject, *, vectors: int = 5, tensors: int = 8, locations: int = 1000) -> Finding:
     """|cos| of what different relevances at the output become at the inputs of layers that have channels to compare, down to the
-    explained inputs. `tensors` 0: at each."""
+    explained inputs. `tensors` 0: at each. `locations`: at most so many of a tensor, 0: all."""
     s.needs_no_target("any other relevance")
     if s.ids:
         raise MethodError(f"the explained input {s.ids[0]!r} holds ids, which have no channels to compare")
@@ -154,7 +154,7 @@ def convergence(s: Subject, *, vectors: int = 5, tensors: int = 8) -> Finding:
     names = _tensors(maps, tensors)
     found = measure.cosine_convergence(
         s.model, s.samples, s.method, tensors=names, output=s.output, pairs_of=vectors, random_state=s.seed,
-        providers=s.providers, batch_size=s.batch_size, fitted=s.fitted, **s.params,
+        locations=locations or None, providers=s.providers, batch_size=s.batch_size, fitted=s.fitted, **s.params,
     )
     middles = {t: found[t].value for t in names}
     details = {
@@ -164,7 +164,7 @@ def convergence(s: Subject, *, vectors: int = 5, tensors: int = 8) -> Finding:
         "percentiles": [found[t].details["percentiles"].tolist() for t in names],
         "baseline": [measure.random_baseline(maps[t], 2000, s.seed) if maps[t] else None for t in names],
     }
-    return Finding({"convergence": middles[names[-1]]}, None, None, details, {"vectors": vectors})
+    return Finding({"convergence": middles[names[-1]]}, None, None, details, {"vectors": vectors, "locations": locations})
 
 
 def _linear_inputs(s: Subject) -> dict[str, Any]:

@@ -36,6 +36,7 @@ def cosine_convergence(
     pairs_of: int = 5,
     random_state: int = 0,
     absolute: bool = True,
+    locations: int | None = None,
     fitted: Any = None,
     providers: Any = None,
     batch_size: int = 16,
@@ -45,7 +46,8 @@ def cosine_convergence(
     samples and locations (over channels where a tensor has spatial axes). Near 1: the map no longer depends on the layers above.
 
     `output`: the tensor where relevance starts, any tensor of the model (default: what is explained). `vectors`: (N, m, *its
-    shape); drawn from N(0, 1) where not given. A pair with a zero vector is left out. `fitted`: as for `convert`.
+    shape); drawn from N(0, 1) where not given. A pair with a zero vector is left out. `locations`: of
+    a tensor at most so many, drawn once for all samples. `fitted`: as for `convert`.
     """
     learned: Sequence[Fitted] = opened(fitted)
     if output is not None:
@@ -60,13 +62,15 @@ def cosine_convergence(
         vectors = rng.standard_normal((rows, pairs_of, *shape[1:])).astype(np.float32)
     m = vectors.shape[1]
     found: dict[str, list[Array]] = {t: [] for t in tensors}
+    chosen: dict[str, Any] = {}
     step = _samples_at_once(explainer, batch_size, m)
     for start in range(0, rows, step):
         part = {k: np.repeat(v[start : start + step], m, 0) for k, v in given.items()}
         seed = vectors[start : start + step].reshape(-1, *shape[1:]).astype(np.float32)
         scores = explained(explainer, {**part, "seed": seed}, batch_size=batch_size).scores
         for t in tensors:
-            found[t].append(_cosines(scores[t].reshape(-1, m, *scores[t].shape[1:])))
+            r = scores[t].reshape(len(scores[t]) // m, m, scores[t].shape[1], -1)
+            found[t].append(_cosines(r[..., chosen.setdefault(t, _chosen(r.shape[-1], locations, random_state))]))
     settings = {"method": load_method(method).name, "vectors": m, "absolute": absolute}
     return {t: _similarity(t, np.concatenate(held), absolute, settings) for t, held in found.items()}
 
@@ -102,9 +106,14 @@ def _seed_shape(explainer: Explainer, given: Mapping[str, Array]) -> tuple[int, 
     return (rows, *declared[1:])
 
 
+def _chosen(size: int, locations: int | None, random_state: int) -> Any:
+    if not locations or size <= locations:
+        return slice(None)
+    return np.sort(np.random.Generator(np.random.PCG64(random_state)).choice(size, locations, replace=False))
+
+
 def _cosines(r: Array) -> Array:
-    """(N, pairs, locations) of relevances (N, m, C, ...) of m vectors; NaN where one of a pair is zero."""
-    r = r.reshape(*r.shape[:3], -1)
+    """(N, pairs, locations) of relevances (N, m, C, locations) of m vectors; NaN where one of a pair is zero."""
 
     def product(i: int, j: int) -> Array:
         return np.asarray(np.einsum("ncl,ncl->nl", r[:, i], r[:, j], dtype=np.float64))

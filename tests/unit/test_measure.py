@@ -238,3 +238,22 @@ def test_weights_of_the_same_seed_are_not_drawn_once_more():
     made.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(w, "W"))
     found = measure.cascading_randomisation(made, X, "gradient", target=0, compare=measure.spearman, random_state=0)
     assert abs(found.measures[0].value) < 0.99
+
+
+def test_convergence_at_some_locations():
+    """The same at all of them; fewer are a part of what all give, in any batches."""
+    from tests.unit.test_audit import cnn
+    from tests.unit.tiny import array
+
+    x = array(3, 2, 12, 12)
+
+    def cosines(**settings):
+        return measure.cosine_convergence(cnn(2, channels=2), x, "gradient", tensors=["r0", "f"], pairs_of=3, **settings)
+
+    every, same, few = cosines(), cosines(locations=144), cosines(locations=10, batch_size=4)
+    np.testing.assert_array_equal(every["r0"].values, same["r0"].values)
+    assert few["r0"].values.size == 3 * 3 * 10
+    assert few["f"].values.size == 3 * 3
+    got, held = few["r0"].values.reshape(9, 10), every["r0"].values.reshape(9, 144)
+    places = [np.flatnonzero(np.isclose(held[0], v, atol=1e-6))[0] for v in got[0]]
+    np.testing.assert_allclose(held[:, places], got, atol=1e-5)
