@@ -192,7 +192,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except ModuleNotFoundError as e:
         raise RunError('reading .parquet needs pyarrow: pip install "graphattr[data]"') from e
     try:
-        with pq.ParquetFile(path, buffer_size=1 << 20) as file:
+        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:  # else it reads ahead, all of the file
             yield file
     except (pa.ArrowException, OSError) as e:
         raise RunError(f"cannot read {path}: {str(e).splitlines()[0]}") from e

@@ -215,14 +215,21 @@ def test_a_model_may_have_an_input_called_label(tmp_path):
 
 
 def test_rows_are_streamed(tmp_path):
-    """Batches of a file of one row group: what Python holds is a batch, not the file."""
-    path = parquet(tmp_path / "t.parquet", {"x": array(20000, 64)}, rows_per_group=20000)
+    """Batches of a file of 20 MB in one row group: what Python and Arrow hold is a batch and a page, not the file."""
+    path = parquet(tmp_path / "t.parquet", {"x": array(80000, 64)}, rows_per_group=80000, use_dictionary=False)
+    import pyarrow as pa
+
+    pool, rows, most = pa.default_memory_pool(), 0, 0
+    before = pool.bytes_allocated()
     tracemalloc.start()
-    rows = sum(len(t.array) for t in tables(path, 100))
-    most = tracemalloc.get_traced_memory()[1]
+    for table in tables(path, 1000):
+        rows, most = rows + len(table.array), max(most, pool.bytes_allocated() - before)
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert rows == 20000
-    assert most < 1e6
+    assert rows == 80000
+    assert path.stat().st_size > 20e6
+    assert peak < 2e6
+    assert most < 8e6
 
 
 # -- classes of files -------------------------------------------------------------------------------------------------
