@@ -55,4 +55,15 @@ def long_lstm(opset):
     return lstm(opset, 40)
 
 
+def half(proto):
+    """The same net in float16."""
+    graph = proto.graph
+    for t in graph.initializer:
+        if t.data_type == TensorProto.FLOAT:
+            t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t).astype(np.float16), t.name))
+    for info in (*graph.input, *graph.output):
+        info.type.tensor_type.elem_type = TensorProto.FLOAT16
+    return proto
+
+
 NETS = {f.__name__: f for f in (resnet, mobilenet, transformer, lstm, long_lstm)}

@@ -11,7 +11,7 @@ from onnx import AttributeProto, TensorProto
 
 import graphattr
 from graphattr.kernels import SHAPES, kernels
-from tests.unit.cuda_nets import NETS
+from tests.unit.cuda_nets import NETS, half
 from tests.unit.tiny import F, array, model, node
 
 METHODS = {
@@ -60,6 +60,15 @@ def test_opsets_whose_kernels_are_missing_are_told(net, opset):
         found = set(left(graphattr.placement(explained(net, method, opset))))
         missing = {("MaxPool", "no kernel for its definition of opset 22")} if net == "resnet" and opset >= 22 else set()
         assert found == missing
+
+
+@pytest.mark.parametrize("precision", ["float32", "model"])
+@pytest.mark.parametrize("net", ["resnet", "mobilenet", "transformer"])
+def test_half_precision_has_kernels(net, precision):
+    refused = (net, precision) == ("transformer", "model")  # IsInf, which lrp.softmax needs, takes no float16 before opset 20
+    for method in ("gradient",) if refused else ("gradient", "lrp.epsilon_plus_flat"):
+        made = graphattr.convert(half(NETS[net](17)), method, lowering="cuda", precision=precision)
+        assert left(graphattr.placement(made)) == {}
 
 
 def test_what_the_rewrite_is_for():
