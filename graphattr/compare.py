@@ -52,7 +52,7 @@ def diff(
     b: Model,
     data: Any,
     method: MethodLike = "lrp.epsilon_plus_flat",
-    output: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
     *,
     samples: int = 64,
     top: float = 0.1,
@@ -72,7 +72,7 @@ def diff(
     the pictures transposed and its maps are turned back. `b` may read another type (float16): samples are rounded to it.
 
     data, labels, preprocess: as for `audit`, for the inputs of `a`. samples: how many at most, spread over the data. top: the
-    share of features that counts as the strongest. output: a file to write, an HTML page with the worst samples side by side.
+    share of features that counts as the strongest. out: a file to write, an HTML page with the worst samples side by side.
 
     Keys: version, graphattr, method, params, a and b (name, sha256), samples, titles, input, transposed, prediction (agreement:
     the share of samples with the same class; probability: the largest difference; score: the same, of the scores; accuracy of a
@@ -112,8 +112,8 @@ def diff(
                         for k, m in alike.items()},
         "samples_worst": _worst(alike, ys, held),
     }))
-    if output is not None:
-        write_text(Path(output), _page(result, held, maps, class_names))
+    if out is not None:
+        write_text(Path(out), _page(result, held, maps, class_names))
     return result
 
 

@@ -10,6 +10,7 @@ import pytest
 import graphattr
 from tests.cli.calls import caller
 from tests.unit.test_audit import cnn
+from tests.unit.test_audit_inputs import FEEDS, two
 from tests.unit.tiny import array, saved
 
 pytest.importorskip("onnxruntime")
@@ -41,6 +42,18 @@ def test_audit_json_is_that_of_python(run, tmp_path):
     assert json.loads(out) == json.loads((tmp_path / "r" / "report.json").read_text())
     assert json.loads(out)["methods"] == json.loads(json.dumps(want.data))["methods"]
     assert list(want.data["methods"]) == ["gradient", "lrp.epsilon_plus_flat"]
+
+
+def test_audit_of_one_input_and_output(run, tmp_path):
+    saved(two(2), tmp_path, "two.onnx")
+    np.savez(tmp_path / "two.npz", **FEEDS)
+    argv = ("audit", "two.onnx", "two.npz", "--profile", "p.toml", "--method", "gradient", "-o", "r")
+    code, out, err = run(*argv, "--output", "z", "--wrt", "a", "--json")
+    assert (code, err) == (0, "")
+    assert [json.loads(out)["samples"][k] for k in ("inputs", "output")] == [["a"], "z"]
+    code, out, err = run(*argv, "--wrt", "a,c")
+    assert (code, out) == (1, "")
+    assert "'c'" in err
 
 
 def test_the_gate_exits_1_with_the_list(run, tmp_path):

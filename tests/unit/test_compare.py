@@ -123,7 +123,7 @@ def test_models_that_cannot_be_compared():
 
 def test_the_page_of_a_difference(tmp_path):
     a, b = saved(cnn(2), tmp_path, "a.onnx"), saved(shaken(cnn(2), 0.3), tmp_path, "<b>.onnx")
-    found = graphattr.diff(a, b, {"x": X, "labels": np.arange(8)}, output=tmp_path / "d.html")
+    found = graphattr.diff(a, b, {"x": X, "labels": np.arange(8)}, out=tmp_path / "d.html")
     json.dumps(found, allow_nan=False)
     html = (tmp_path / "d.html").read_text()
     page = alone(html)
