@@ -136,8 +136,9 @@ def fit(
     The model itself is run, with statistics of each layer behind it, batch by batch; sums are kept in float64.
 
     data: an array, arrays by input name, an iterable of such batches (or of pairs of a batch and its labels), or the path of an
-        .npz, .npy, picture or folder of these, or several paths. An .npz or dict may hold `labels`; folders may be classes.
-    labels: a class per sample, where the method asks for it.
+        .npz, .npy, .csv, .parquet, picture or folder of these, or several paths. An .npz or dict may hold `labels`, a table a
+        column `label`; folders may be classes.
+    labels: a class per sample, where the method asks for it: an array, .npy, text of numbers, or a .csv with lines `file,class`.
     target: the target to learn for, or a list, where the method learns for each.
     output, wrt, strip: as for `convert`.
     batch_size: samples that are run at once (a model with a fixed batch has its own).

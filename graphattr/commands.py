@@ -16,7 +16,8 @@ from .errors import MethodError, RunError
 from .tables import _console, _table
 
 Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
-DATA = ".npz, .npy, .csv, pictures, or a folder of these (or one per class)"
+DATA = ".npz, .npy, .csv, .parquet, pictures, or a folder of these (or one per class)"
+OWN = ("a", "b", "boxes", "data", "fail_on", "methods", "out", "profile", "progress", "samples", "top")  # no method's parameters
 
 
 def add_commands(command: Command) -> None:
@@ -96,7 +97,7 @@ def _shared(args: argparse.Namespace) -> dict[str, Any]:
         "providers": args.provider, "rules": args.rules, "say": lambda text: print(text, file=sys.stderr),
     }
     params = arguments.params(args.set)
-    wrong = next((k for k in params if k in (*given, "profile", "fail_on", "samples", "top", "data", "a", "b")), None)
+    wrong = next((k for k in params if k in given or k in OWN), None)
     if wrong:
         raise MethodError(f"--set {wrong}=...: {wrong} is not a method's parameter")
     return {**given, **params}

@@ -44,8 +44,8 @@ def localisation(s: Subject, *, classes: str = "auto", largest: float = 0.33) ->
     values[kept] = ratio.values
     details = {
         "area": float(area.mean()), "gain": Measure("gain", ratio.values - area).interval(resamples=RESAMPLES),
-        "pictures": kept, "hits": int(np.nansum(found["pointing"].values)), "outside": s.boxes.outside, "cut": s.boxes.cut,
-        "values": {k: m.values for k, m in found.items()},
+        "pictures": kept, "hits": int(np.nansum(found["pointing"].values)), "values": {k: m.values for k, m in found.items()},
+        "outside": s.boxes.outside, "cut": s.boxes.cut, "sha256": s.boxes.sha256,
     }
     settings = {"classes": way, "largest": largest}
     return Finding({k: m.value for k, m in found.items()}, values, ratio.interval(resamples=RESAMPLES), details, settings)

@@ -146,9 +146,9 @@ def audit(
 ) -> Report:
     """Can these methods' explanations of the model be trusted? Measured on data, said in words, with a page to look at.
 
-    data: as for `fit`: arrays, dicts, .npz, .npy, .csv, pictures, folders (one per class). labels: a class per sample, as for
-        `fit`, or a .csv with lines `file,class`. boxes: where the objects of pictures are, for the measure `localisation`: COCO's
-        .json, Pascal VOC's .xml or a folder of these.
+    data: as for `fit`: arrays, dicts, .npz, .npy, tables, pictures, folders (one per class). labels: a class per sample, as for
+        `fit`. boxes: where the objects of pictures are, for the measure `localisation`: COCO's .json, Pascal VOC's .xml or a
+        folder of these.
     profile: "quick", "standard", "full", or the path of a .toml: samples, gallery, seed, fail_on, [measures.NAME] with settings,
         [thresholds]. The result is the same for the same seed.
     out: a folder for report.json, report.csv, report.html and timings.json; until they are written it holds `state`, what

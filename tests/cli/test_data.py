@@ -107,3 +107,9 @@ def test_boxes_that_are_none(run, tmp_path, boxes, rule, word):
     assert (code, out) == (1, "")
     assert word in err
     assert not (tmp_path / "r" / "report.json").exists()
+
+
+def test_boxes_are_no_parameter_of_a_method(run):
+    code, _, err = run("audit", "m.onnx", "t.csv", "-o", "r", "--set", "boxes=3")
+    assert code == 1
+    assert "boxes is not a method's parameter" in err
