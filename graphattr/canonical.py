@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx.reference import ReferenceEvaluator
 
 from .errors import TargetError, did_you_mean
 from .folding import fold_scales_backward, fold_scales_forward, join_pads
@@ -18,6 +19,10 @@ from .graph import Graph, Value
 from .recurrent import write_out
 from .source import Source
 from .surgery import Table, load, maker
+
+FEW = 64
+NUMERIC = ("Add", "Cast", "Concat", "ConstantOfShape", "Gather", "Mul", "Reshape", "Shape", "Slice", "Squeeze", "Sub",
+           "Transpose", "Unsqueeze")
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ def canonicalise(source: Source, fold_bn: bool = True) -> Canonical:
     """
     table = load(source)
     drop_pass_through(table)
+    work_out_numbers(table)
     turn_weights(table)
     cancel_turns(table)
     join_stacked_sums(table)
@@ -82,6 +88,33 @@ def _trains(table: Table, node: Any) -> bool:
         return False
     mode = table.array(node.inputs[2])
     return mode is None or bool(mode)
+
+
+def work_out_numbers(table: Table) -> None:
+    """A few whole numbers that constants alone determine are a constant: torch writes the widths of a Pad as eight nodes."""
+    for node in table.nodes:
+        proto = table.protos.get(id(node))
+        if node.domain or node.op not in NUMERIC or proto is None or node.outputs[0].name in table.pinned:
+            continue
+        given = {name: _numbers(table, t) for name, t in zip(proto.input, node.inputs, strict=True) if name}
+        if any(v is None for v in given.values()):
+            continue
+        found = np.asarray(next(iter(ReferenceEvaluator(proto, opsets={"": table.opset}).run(None, given))))
+        if found.dtype.kind != "i" or found.size > FEW:
+            continue
+        for reader in list(node.outputs[0].outputs):
+            for i, tensor in enumerate(reader.inputs):
+                if tensor is node.outputs[0]:
+                    table.set_constant(reader, i, found)
+        table.discard(node)
+
+
+def _numbers(table: Table, tensor: Any) -> Any:
+    """The elements of a small constant of whole numbers; None of anything else."""
+    if isinstance(tensor.shape, list | tuple) and any(not isinstance(d, int) or d > FEW for d in tensor.shape):
+        return None
+    held = table.array(tensor)
+    return held if held is not None and held.dtype.kind == "i" and held.size <= FEW else None
 
 
 def turn_weights(table: Table) -> None:

@@ -119,7 +119,7 @@ class Table:
         base = known.removesuffix("/folded") or f"{node.name or node.outputs[0].name}.bias"
         name = next(n for i in itertools.count() if (n := f"{base}/folded" + (f"_{i}" if i else "")) not in self.names)
         self.names.add(name)
-        tensor = gs.Constant(name, np.ascontiguousarray(array))
+        tensor = gs.Constant(name, np.asarray(array, order="C"))
         node.inputs = [*node.inputs[:index], tensor, *node.inputs[index + 1 :]]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from graphattr.canonical import canonicalise
 from graphattr.errors import TargetError
@@ -53,6 +54,30 @@ def test_padding_of_some_axes():
     first, weights = pad(1, 2, 0, 1, more="zero axes")
     weights |= {"zero": np.float32(0), "axes": np.array([-1, 2], I64)} | CONV
     assert ops([first, node("Conv", "p w b", "y")], weights, opset=18) == ["Conv"]
+
+
+def test_widths_that_torch_works_out():
+    """[1, 0, 2, 1] from the last axis on, zeros for the axes before it, in pairs, turned round: 0 0 2 1, 0 0 1 0."""
+    nodes = [node("ConstantOfShape", "missing", "zeros", value=numpy_helper.from_array(np.zeros(1, I64))),
+             node("Concat", "own zeros", "all", axis=0), node("Reshape", "all pairs", "table"),
+             node("Slice", "table last first axis back", "reversed"), node("Transpose", "reversed", "turned", perm=[1, 0]),
+             node("Reshape", "turned flat", "row"), node("Cast", "row", "n", to=7), node("Pad", "x n", "p"),
+             node("Conv", "p w b", "y")]
+    held = {"missing": [4], "own": [1, 0, 2, 1], "pairs": [-1, 2], "last": [-1], "first": [-(2**63) + 1], "axis": [0],
+            "back": [-1], "flat": [-1]}
+    assert ops(nodes, {k: np.array(v, I64) for k, v in held.items()} | CONV) == ["Conv"]
+
+
+def test_numbers_without_axes_keep_none():
+    nodes = [node("Gather", "held at", "two"), node("Unsqueeze", "two axis", "end"), node("Concat", "front end", "n", axis=0),
+             node("Pad", "x n", "p"), node("Conv", "p w b", "y")]
+    held = {"held": [5, 2], "at": 1, "axis": [0], "front": [0, 0, 1, 0, 0, 0, 0]}
+    assert ops(nodes, {k: np.array(v, I64) for k, v in held.items()} | CONV) == ["Conv"]
+
+
+def test_every_reader_of_a_number_gets_it():
+    nodes = [node("Add", "half half", "n"), node("Cast", "n", "z", to=1), node("Pad", "x n", "p"), node("Conv", "p w b", "y")]
+    assert ops(nodes, {"half": np.array([0, 0, 1, 0, 0, 0, 0, 2], I64)} | CONV, "y z") == ["Cast", "Conv"]
 
 
 @pytest.mark.parametrize(("widths", "more", "attrs", "conv"), [
