@@ -1,6 +1,7 @@
 """What runs on a GPU, without one: all that is written for CUDA has kernels there, and no step of a Loop waits.
 
-The table (graphattr/cuda_kernels.txt) is that of one release. The last test asks ONNX Runtime itself, where it has CUDA.
+The table (graphattr/cuda_kernels.txt) is that of one release. The last test asks ONNX Runtime itself, where it has CUDA, or
+believes so: `python tests/bench/without_gpu.py run -m pytest tests/unit/test_cuda_kernels.py`.
 """
 
 from __future__ import annotations
@@ -165,19 +166,21 @@ def test_verify_says_where_nodes_go(tmp_path):
 
 
 # -- ONNX Runtime's own word --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("opset", [17, 22])
 @pytest.mark.parametrize(("net", "method"), [c for c in CASES if c[1] in ASKED])
-def test_onnx_runtime_places_them_there(net, method):
+def test_onnx_runtime_places_them_there(net, method, opset):
     ort = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         pytest.skip("this ONNX Runtime has no CUDA")
     options = ort.SessionOptions()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    session = ort.InferenceSession(explained(net, method).model.SerializeToString(), options,
-                                   providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+    made = explained(net, method, opset)
+    session = ort.InferenceSession(made.model.SerializeToString(), options, ["CUDAExecutionProvider", "CPUExecutionProvider"])
     if "CUDAExecutionProvider" not in session.get_providers() or not hasattr(session, "get_provider_graph_assignment_info"):
         pytest.skip("no GPU, or an ONNX Runtime before 1.24, which tells nobody where its nodes are")
     onto = [(n.op_type, part.ep_name) for part in session.get_provider_graph_assignment_info() for n in part.get_nodes()]
     shapes = {"Slice", "Concat", "Gather", "ReduceProd", "Unsqueeze", "Squeeze", "Cast"}
     shapes |= {"Sub", "Mul", "Div", "Min", "Max", "Add", "Mod"}
-    assert {op for op, provider in onto if "CUDA" not in provider} <= shapes
+    told = {row["op"] for row in graphattr.placement(made)["cpu"]}
+    assert told <= {op for op, provider in onto if "CUDA" not in provider} <= shapes | told
     assert sum("CUDA" in provider for _, provider in onto) > 0.9 * len(onto)
