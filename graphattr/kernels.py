@@ -1,8 +1,9 @@
 """Where ONNX Runtime's CUDA provider will place each node of a model, as far as its table of kernels says so.
 
 A node that has no kernel there runs on the CPU, and its inputs and outputs travel. `cuda_kernels.txt` is the table of one
-release, made by `tests/bench/without_gpu.py`. What it cannot say stands in `_REFUSED`: conditions on attributes under which the provider turns nodes down. Nodes
-that compute shapes are on the CPU by intention, in ONNX Runtime's as in ours, and are counted apart.
+release, made by `tests/bench/without_gpu.py`. What it cannot say stands in `_REFUSED`: conditions on attributes under which the
+provider turns nodes down. Nodes that compute shapes are on the CPU by intention, ONNX Runtime's as well as ours, and are counted
+apart.
 """
 
 from __future__ import annotations
