@@ -13,7 +13,7 @@ from graphattr import measure
 from graphattr.audit import Profile
 from graphattr.audit.annotations import Box, read_annotations
 from graphattr.audit.boxes import Boxes, indices_of, outlined, place_boxes
-from graphattr.audit.localised import _halved, _mosaics
+from graphattr.audit.localised import _flat, _halved, _mosaics
 from graphattr.preprocess import PRESETS, Preprocess, read_input
 from tests.unit.tiny import array, model, node
 
@@ -188,6 +188,7 @@ def test_masks():
     want[2, 1:3] = True
     np.testing.assert_array_equal(boxes.mask(boxes.rows[0], 4, 8), want)
     np.testing.assert_array_equal(np.argwhere(boxes.mask([Box(2.6, 0.1, 2.9, 0.4)], 4, 8)), [[0, 2]])
+    np.testing.assert_array_equal(np.argwhere(boxes.mask([Box(1.4, 0.6, 3.6, 1.6)], 4, 8)), [[1, 1], [1, 2], [1, 3]])
     np.testing.assert_array_equal(boxes.mask([Box(0, 0, 4, 2), Box(7.9, 3.9, 8, 4)], 2, 4), [[1, 1, 0, 0], [0, 0, 0, 1]])
 
 
@@ -211,6 +212,8 @@ def rows(*held):
     (rows([("x", 1), ("y", 4)], [("z", 4)], []), (), "ids", [1, 1, 0]),
     (rows([("x", 9), ("y", 4)], [("z", 7)], []), NAMES, "all", [2, 1, 0]),
     (rows([("crane", None)], [("x", None)], [("y", None)]), NAMES, "all", [1, 1, 1]),
+    (rows([("tabby", None)], [("x", None)], [("y", None)]), NAMES, "all", [1, 1, 1]),
+    (rows([("tabby", None)], [("x", None)], []), NAMES, "names", [1, 0, 0]),
 ])
 def test_boxes_of_the_explained_class(held, names, way, kept):
     chosen, found = Boxes(held, 4, 4, names).of_class(np.array([1, 4, 1]))
@@ -423,6 +426,14 @@ def test_tiles():
     made = _mosaics(half, np.array([[3, 1, 0, 2]]), (7, 8))
     np.testing.assert_array_equal(made[0, :, :6], np.block([[half[3], half[1]], [half[0], half[2]]]))
     np.testing.assert_array_equal(made[0, :, 6], made[0, :, 5])
+
+
+def test_the_middle_of_a_layers_map_is_that_of_the_mosaic():
+    """Of a 3 x 3 map the middle row and column belong to two cells, the middle to four."""
+    m = np.arange(1.0, 10).reshape(1, 1, 3, 3)
+    flat = _flat(np.repeat(m, 4, 0), "NCHW", (6, 6))
+    want = [1 + 2 / 2 + 4 / 2 + 5 / 4, 3 + 2 / 2 + 6 / 2 + 5 / 4, 7 + 4 / 2 + 8 / 2 + 5 / 4, 9 + 6 / 2 + 8 / 2 + 5 / 4]
+    np.testing.assert_allclose(measure.grid_pointing(flat, np.arange(4)).values, np.array(want) / 45)
 
 
 def test_measures_of_maps():
