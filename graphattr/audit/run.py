@@ -176,31 +176,31 @@ def audit(
         own[m.name] = {k: v for k, v in params.items() if k in m.parameters()}
     source = read(model)
     samples = load_samples(canonicalise(source), data, labels, chosen.samples, preprocess, say, wrt, boxes, class_names)
-    state = State(None if out is None else Path(out) / "state").open()
-    bench = _bench(model, source, samples, Asked(target, output, wrt), chosen, state, batch_size, providers, rules)
-    found: dict[str, Any] = {}
-    maps: dict[str, Mapping[str, Array]] = {}
-    timings: dict[str, Mapping[str, float]] = {}
-    with Bar(progress).over("auditing", len(loaded) * len(chosen.measures)) as tick:
-        for m in loaded:
-            needs = needing(m)
-            fits = [f for f in held if needs is not None and f.manifest["method"] == needs.name]
-            found[m.name], maps[m.name], timings[m.name] = _audited(bench, m, own[m.name], fits, tick)
-    lines = [line for rule in gate for line in rule.lines(found)]
-    result = {
-        "version": SCHEMA,
-        "graphattr": __version__,
-        "ok": not any(line["failed"] for line in lines),
-        **_provenance(bench, [*chosen.fail_on, *fail_on]),
-        "methods": found,
-        "gate": lines,
-    }
-    result = plain(result)
-    report = Report(result, page(result, samples, maps, chosen.gallery, class_names), timings)
-    if out is not None:
-        report.save(out)
-        state.clear()
-    return report
+    with State(None if out is None else Path(out) / "state").open() as state:
+        bench = _bench(model, source, samples, Asked(target, output, wrt), chosen, state, batch_size, providers, rules)
+        found: dict[str, Any] = {}
+        maps: dict[str, Mapping[str, Array]] = {}
+        timings: dict[str, Mapping[str, float]] = {}
+        with Bar(progress).over("auditing", len(loaded) * len(chosen.measures)) as tick:
+            for m in loaded:
+                needs = needing(m)
+                fits = [f for f in held if needs is not None and f.manifest["method"] == needs.name]
+                found[m.name], maps[m.name], timings[m.name] = _audited(bench, m, own[m.name], fits, tick)
+        lines = [line for rule in gate for line in rule.lines(found)]
+        result = {
+            "version": SCHEMA,
+            "graphattr": __version__,
+            "ok": not any(line["failed"] for line in lines),
+            **_provenance(bench, [*chosen.fail_on, *fail_on]),
+            "methods": found,
+            "gate": lines,
+        }
+        result = plain(result)
+        report = Report(result, page(result, samples, maps, chosen.gallery, class_names), timings)
+        if out is not None:
+            report.save(out)
+            state.clear()
+        return report
 
 
 def _bench(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,22 @@ class State:
         if path is not None:
             write_text(path, json.dumps(finding))
 
-    def open(self) -> State:
-        """Itself, with its folder made."""
-        if self.folder is not None:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as e:
-                raise WriteError(f"cannot make the folder {self.folder}: {e.strerror or e}") from e
-        return self
+    @contextlib.contextmanager
+    def open(self) -> Iterator[State]:
+        """Itself, with its folder made; what is empty when the block ends goes again."""
+        if self.folder is None:
+            yield self
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise WriteError(f"cannot make the folder {self.folder}: {e.strerror or e}") from e
+        try:
+            yield self
+        finally:
+            for folder in (self.folder, self.folder.parent):
+                with contextlib.suppress(OSError):  # it is not empty
+                    folder.rmdir()
 
     def clear(self) -> None:
         """Remove what was kept here, of this audit and of others that were interrupted; what is not the state's own stays."""
@@ -61,10 +70,8 @@ class State:
             for path in self.folder.iterdir():
                 if OWN.fullmatch(path.name):
                     path.unlink()
-            if not any(self.folder.iterdir()):
-                self.folder.rmdir()
         except OSError as e:
-            raise WriteError(f"cannot remove {self.folder}: {e.strerror or e}") from e
+            raise WriteError(f"cannot remove the files in {self.folder}: {e.strerror or e}") from e
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -109,7 +109,8 @@ class Subject:
 
     def needs_no_ids(self) -> None:
         if self.ids:
-            raise MethodError(f"{' and '.join(map(repr, self.ids))} holds ids: a little noise makes other tokens of them")
+            names = " and ".join(map(repr, self.ids))
+            raise MethodError(f"{names} hold{'' if self.ids[1:] else 's'} ids: a little noise makes other tokens of them")
 
     def needs_no_target(self, what: str) -> None:
         """Some fits are of the classes that they were learned for."""

@@ -70,7 +70,8 @@ def _randomisation(f: Mapping[str, Any], profile: Profile) -> Said:
     if depth == 0:
         return True, f"changes as soon as the last layer forgets what it learned ({of} {similar[0]:.2f})"
     if depth == total:
-        return False, f"insensitive to all {total} layers with weights: the map stays the same in a random network"
+        all_of = "its one layer" if total == 1 else f"all {total} layers"
+        return False, f"insensitive to {all_of} with weights: the map stays the same in a random network"
     return False, f"insensitive to the last {_layers(depth)} of {total} ({of} still {similar[depths.index(depth)]:.2f})"
 
 

@@ -116,3 +116,9 @@ def test_a_folder_that_cannot_be_made_is_said_first(tmp_path, calls):
     with pytest.raises(graphattr.WriteError, match="cannot make the folder"):
         graphattr.audit(cnn(1), X, ["gradient"], QUICK, tmp_path / "f")
     assert not calls
+
+
+def test_an_error_leaves_no_empty_folder(tmp_path):
+    with pytest.raises(graphattr.TargetError):
+        graphattr.audit(cnn(1), X, ["gradient"], QUICK, tmp_path / "r", output="z")
+    assert not (tmp_path / "r").exists()
