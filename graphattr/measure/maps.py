@@ -35,7 +35,7 @@ def _windows(m: Array) -> Array:
 def ssim_flip(a: Array, b: Array, low: float = 0.5, high: float = 99.5) -> Measure:
     """max(SSIM(n(a), n(b)), SSIM(n(a), n(-b))) per sample of (N, C, H, W) or (N, H, W) maps, channels summed. Sixt
     et al. 2020."""
-    a, b = (m.sum(1, dtype=np.float64) if m.ndim == 4 else m for m in (np.asarray(a), np.asarray(b)))
+    a, b = (m.sum(1, dtype=np.float64) if m.ndim == 4 else np.asarray(m, np.float64) for m in map(np.asarray, (a, b)))
     pairs = ((normalised(p, low, high), normalised(q, low, high), normalised(-q, low, high)) for p, q in zip(a, b, strict=True))
     return Measure("ssim", np.array([max(ssim(p, q), ssim(p, f)) for p, q, f in pairs]), "median")
 
