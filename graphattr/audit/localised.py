@@ -60,7 +60,7 @@ def grid_pointing(s: Subject, *, mosaics: int = 8, tiles: str = "auto") -> Findi
     if len(s.samples) > 1:
         raise MethodError("a mosaic is one picture, and the model has several inputs")
     x = np.moveaxis(s.x, -1, 1) if s.layout == "NHWC" else s.x
-    if not s.layout or x.ndim != 4:
+    if not s.layout or x.ndim != 4 or min(x.shape[2:]) < GRID:
         raise MethodError("mosaics are made of pictures")
     chosen, aims = _chosen(softmax(s.scores), mosaics, np.random.Generator(np.random.PCG64(s.seed)))
     size = next(v.shape for v in canonicalise(read(s.model)).graph.inputs if v.name == s.name) or (None,) * 4
@@ -124,12 +124,13 @@ def _areas(n: int) -> Array:
 
 
 def _explained(s: Subject, x: Array, aims: Array, batch: Any) -> Array:
-    """Attributions of the classes `aims`; where the model's batch is fixed, it is filled up."""
+    """Attributions of the classes `aims`. A batch has as many pixels as one of samples; one that the model fixes is filled up."""
     order = Order(s.method, "input", s.output, s.wrt, params=s.params, fitted=s.fitted)
-    spare = -len(x) % batch if isinstance(batch, int) else 0
-    rows = np.arange(len(x) + spare) % len(x)
+    fixed = isinstance(batch, int)
+    size = batch if fixed else max(1, s.batch_size * s.x[0].size // x[0].size)
+    rows = np.arange(len(x) + (-len(x) % size if fixed else 0)) % len(x)
     explainer = Explainer(explanation_of(s.model, order), s.providers)
-    return np.asarray(explained(explainer, {s.name: x[rows]}, aims[rows], s.batch_size).scores[s.name][: len(x)])
+    return np.asarray(explained(explainer, {s.name: x[rows]}, aims[rows], size).scores[s.name][: len(x)])
 
 
 def _flat(maps: Array, layout: str, size: tuple[int, ...]) -> Array:

@@ -412,6 +412,8 @@ def test_what_makes_no_mosaic():
     table = model([node("MatMul", "x w", "y")], weights={"w": array(4, 3)})
     flat = graphattr.audit(table, array(4, 4), ["gradient"], asked)
     assert "mosaics are made of pictures" in said(flat, "gradient", "grid_pointing")["text"]
+    thin = graphattr.audit(quadrants(size=1), bright(4, 1), ["gradient"], asked)
+    assert "mosaics are made of pictures" in said(thin, "gradient", "grid_pointing")["text"]
     bad = graphattr.audit(quadrants(), bright(), ["gradient"], Profile("g", measures={"grid_pointing": {"tiles": "all"}}))
     assert "is none of auto, whole, half" in said(bad, "gradient", "grid_pointing")["text"]
 
