@@ -21,6 +21,7 @@ from .figure import plot
 from .fitted import Fitted
 from .method import Method
 from .runtime import Attribution, Explainer
+from .session import Device
 from .version import __version__
 
 Attribution.plot = plot
@@ -28,6 +29,7 @@ Attribution.plot = plot
 __all__ = [
     "Attribution",
     "BuildError",
+    "Device",
     "Difference",
     "Explainer",
     "Explanation",

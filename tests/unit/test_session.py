@@ -8,7 +8,7 @@ import pytest
 
 import graphattr
 from graphattr import Explainer, RunError
-from graphattr.session import CUDA, CUDA_OPTIONS, Device, checked_options, device_of, open_session
+from graphattr.session import CUDA, CUDA_OPTIONS, checked_options, device_of, open_session
 from tests.unit.cuda_nets import NETS
 from tests.unit.tiny import array, mlp, model, node
 
@@ -52,12 +52,27 @@ def test_the_cpu_takes_threads_and_no_options(explanation):
 
 
 def test_a_device_stands_for_providers(explanation):
-    device = Device("cpu", threads=1)
+    device = graphattr.Device("cpu", threads=1)
     assert Explainer(explanation, device).session.get_session_options().intra_op_num_threads == 1
     assert device_of(device, threads=2).threads == 2
-    assert str(Device("cuda", {"use_tf32": 0}, 3)) == "cuda, use_tf32=0, threads=3"
+    assert str(graphattr.Device("cuda", {"use_tf32": 0}, 3)) == "cuda, use_tf32=0, threads=3"
     with pytest.raises(RunError, match="providers must be"):
         Explainer(explanation, 3)
+    with pytest.raises(RunError, match="CPU takes no provider options, and use_tf32"):
+        Explainer(explanation, [("CPUExecutionProvider", {"use_tf32": 0})])
+
+
+def test_a_device_reaches_every_function(explanation, monkeypatch):
+    from graphattr import session
+
+    seen, named = [], session._providers
+    monkeypatch.setattr(session, "_providers", lambda ort, device: seen.append(device.threads) or named(ort, device))
+    device = graphattr.Device("cpu", threads=1)
+    graphattr.explain(mlp(), array(2, 4), providers=device)
+    graphattr.verify(explanation, providers=device)
+    graphattr.diff(mlp(), mlp(), array(8, 4), "gradient", providers=device)
+    assert len(seen) >= 4
+    assert set(seen) == {1}
 
 
 def test_nothing_falls_back_in_silence(monkeypatch):
