@@ -10,12 +10,13 @@ from collections.abc import Callable
 from ..errors import MethodError, did_you_mean
 from ..graph import Graph
 from ..simplify import prune, simplify
-from . import convolution, even, flat, inside, layout, levels, mask, pool, scale, stabiliser
+from . import convolution, even, flat, inside, layout, levels, mask, pool, recompute, scale, stabiliser
 from .walk import rewrite
 
 Step = Callable[[Graph], Graph]
 
 COMMON: list[Step] = [
+    lambda g: rewrite(g, recompute.cheap(g)),
     lambda g: rewrite(g, mask.read_output),
     lambda g: rewrite(g, flat.one_channel),
     lambda g: rewrite(g, stabiliser.by_sign(g)),
@@ -24,7 +25,12 @@ COMMON: list[Step] = [
 ]
 TARGETS: dict[str, list[Step]] = {
     "portable": [],
-    "cuda": [*COMMON, lambda g: rewrite(g, stabiliser.of_any_sign), lambda g: rewrite(g, even.paddings)],
+    "cuda": [
+        *COMMON,
+        lambda g: rewrite(g, stabiliser.of_any_sign),
+        lambda g: rewrite(g, even.paddings),
+        recompute.by_depth,
+    ],
     "cpu": [
         *COMMON,
         lambda g: pool.drop_switches(prune(rewrite(g, pool.by_place(g)))),
@@ -34,6 +40,7 @@ TARGETS: dict[str, list[Step]] = {
         lambda g: rewrite(g, mask.blocked),
         lambda g: rewrite(g, convolution.turn_transposed),
         layout.stay_blocked,
+        recompute.by_depth,
     ],
 }
 
