@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import RunError
 from .graph import Array
-from .session import CUDA, first_line, runtime
+from .session import CUDA, first_line, run_options, runtime
 
 if TYPE_CHECKING:
     from .runtime import Attribution, Explainer
@@ -19,7 +19,7 @@ class Bound:
     inputs, outputs: onnxruntime.OrtValue by name. They lie on the GPU where the session runs there, and are always the same
     ones: write into `inputs` (`update_inplace`, or by their `data_ptr()`), call `run()`, and read `outputs` where they are.
     That is also what CUDA graphs need (`provider_options={"enable_cuda_graph": True}`: no Loop, and no node but of shapes on
-    the CPU). Not for several threads at once.
+    the CPU); each Bound has its own. Not for several threads at once.
     """
 
     def __init__(self, explainer: Explainer, feeds: Mapping[str, Array]) -> None:
@@ -28,7 +28,7 @@ class Bound:
         where, number = self._place = _place(session)
         self.inputs = {name: self._value(name, array, where, number) for name, array in feeds.items()}
         names = [o.name for o in session.get_outputs()]
-        self._binding = session.io_binding()
+        self._binding, self._options = session.io_binding(), run_options(session)
         for name, value in self.inputs.items():
             self._binding.bind_ortvalue_input(name, value)
         for name in names:
@@ -42,6 +42,7 @@ class Bound:
         for name, value in zip(names, found, strict=True):
             self._binding.bind_ortvalue_output(name, value)
             self.outputs[name] = value
+        self._options = run_options(session, next(explainer.graphs))  # not before all places are known
 
     def __call__(self, feeds: Mapping[str, Any] | Any, target: Any = None) -> Attribution:
         """As `Explainer.__call__`, for feeds of the shapes that were bound; RunError for others."""
@@ -59,7 +60,7 @@ class Bound:
     def run(self) -> None:
         """Run on what lies in `inputs`; `outputs` then hold the results."""
         try:
-            self._explainer.session.run_with_iobinding(self._binding)
+            self._explainer.session.run_with_iobinding(self._binding, self._options)
             self._binding.synchronize_outputs()
         except Exception as e:
             raise RunError(f"ONNX Runtime refused to run the explanation: {first_line(e)}") from e

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from .errors import ModelError, RunError, did_you_mean
 from .export import Explanation, read_manifest
 from .graph import Array
 from .infer import read_type, shape_text
-from .session import device_of, first_line, open_session
+from .session import device_of, first_line, open_session, run_options
 from .source import read
 
 INDEX = "graphattr_target_index"
@@ -97,6 +98,7 @@ class Explainer:
         self._index = manifest.get("target_tensor")
         device = device_of(providers, provider_options, threads)
         self.session = open_session(model, folder, device, [self._index] if self._index else [])
+        self._run, self.graphs = run_options(self.session), itertools.count(1)
         self._types = {i.name: read_type(i.type) for i in model.graph.input}
         added = [
             {"input": "target", "seed": "seed"}.get(str(manifest["target"])),
@@ -111,7 +113,7 @@ class Explainer:
         arrays = self._feeds(feeds, target)
         names = self.outputs + ([self._index] if self._index else [])
         try:
-            found = dict(zip(names, self.session.run(names, arrays), strict=True))
+            found = dict(zip(names, self.session.run(names, arrays, self._run), strict=True))
         except Exception as e:
             raise RunError(f"ONNX Runtime refused to run the explanation: {first_line(e)}") from e
         return self._attribution(found, arrays)

@@ -102,6 +102,16 @@ def open_session(
     return session
 
 
+def run_options(session: Any, graph: int = -1) -> Any:
+    """None, or where the session captures CUDA graphs: the number of the one to capture or replay; -1 for neither, since a
+    replay reads and writes where its first run did."""
+    if session.get_provider_options().get(CUDA, {}).get("enable_cuda_graph") != "1":
+        return None
+    options = runtime().RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(graph))
+    return options
+
+
 def runtime() -> Any:
     """The module onnxruntime; RunError where there is none."""
     try:

@@ -8,7 +8,7 @@ import pytest
 
 import graphattr
 from graphattr import Explainer, RunError
-from graphattr.session import CUDA, CUDA_OPTIONS, checked_options, device_of, open_session
+from graphattr.session import CUDA, CUDA_OPTIONS, checked_options, device_of, open_session, run_options
 from tests.unit.cuda_nets import NETS
 from tests.unit.tiny import array, mlp, model, node
 
@@ -162,3 +162,18 @@ def test_the_command_line_says_what_runs(explanation, tmp_path, capsys, monkeypa
     assert "--provider-option 'use_tf32': write KEY=VALUE" in capsys.readouterr().err
     assert main(["verify", str(path), "--threads", "0"]) == 1
     assert "threads must be a whole number from 1 on, not 0" in capsys.readouterr().err
+
+
+# -- CUDA graphs --------------------------------------------------------------------------------------------------
+def test_only_bound_runs_are_captured():
+    """A replay reads where its first run did: runs that are not bound stay out, and each Bound has a graph of its own."""
+    class Session:
+        def __init__(self, flag):
+            self.flag = flag
+
+        def get_provider_options(self):
+            return {CUDA: {"enable_cuda_graph": self.flag}}
+
+    assert run_options(Session("0")) is None
+    assert run_options(Session("1")).get_run_config_entry("gpu_graph_id") == "-1"
+    assert run_options(Session("1"), 3).get_run_config_entry("gpu_graph_id") == "3"
