@@ -98,7 +98,7 @@ def diff(
     maps = []
     for model, f, scorer, name in zip((a, b), feeds, scorers, shown, strict=True):
         explainer = Explainer(explanation_of(model, order), providers)
-        maps.append(explained(explainer, f, aim, min(batch_size, scorer.batch_size)).scores[name])
+        maps.append(explained(explainer, f, aim, scorer.rows(batch_size)).scores[name])
     maps[1] = _moved(maps[1], _inverse(axes.get(held.name)))
     if maps[0].shape != maps[1].shape:
         raise RunError(f"the maps cannot be compared: {maps[0].shape[1:]} and {maps[1].shape[1:]}")

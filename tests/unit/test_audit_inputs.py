@@ -7,7 +7,7 @@ import pytest
 
 import graphattr
 from graphattr.audit import Profile
-from tests.unit.test_audit import alone, said
+from tests.unit.test_audit import alone, cnn, said
 from tests.unit.tiny import I, array, mlp, model, node
 
 pytest.importorskip("onnxruntime")
@@ -166,3 +166,14 @@ def test_a_method_fitted_for_one_class():
     assert held["max_sensitivity"]["skipped"] is None
     with pytest.raises(graphattr.MethodError, match="--target 1"):
         graphattr.audit(net, x[:3], ["mip_in"], asked, fitted=fitted)
+
+
+def test_a_fixed_batch_that_is_larger_than_the_batch_asked_for():
+    x, asked = array(40, 2, 12, 12), Profile("f", samples=20, measures={"convergence": {"vectors": 3}, "random_logit": {}})
+    fixed, free = (graphattr.audit(cnn(1, batch=b, channels=2), x, ["gradient"], asked, batch_size=8) for b in (20, "N"))
+    for name in asked.measures:
+        got, want = (found(r, "gradient")[name] for r in (fixed, free))
+        assert got["skipped"] is None
+        assert got["metrics"] == pytest.approx(want["metrics"], rel=1e-4), name
+    held = graphattr.diff(cnn(1, batch=20, channels=2), cnn(1, channels=2), x, "gradient", samples=20, batch_size=8)
+    assert held["explanation"]["spearman"]["value"] == pytest.approx(1)
