@@ -76,7 +76,9 @@ def image(batch: int) -> np.ndarray[Any, Any]:
     return (np.random.default_rng(0).random((batch, 3, 224, 224), np.float32) * 4 - 2).astype(np.float32)
 
 
-def ours(net: str, method: str, batches: list[int], provider: str, tf32: bool, folder: str) -> Iterator[dict[str, Any]]:
+def ours(
+    net: str, method: str, batches: list[int], provider: str, tf32: bool, folder: str, option: dict[str, str]
+) -> Iterator[dict[str, Any]]:
     """graphattr: seconds per run of each batch; before that placement, and the distance from the CPU's values."""
     import graphattr
 
@@ -87,7 +89,7 @@ def ours(net: str, method: str, batches: list[int], provider: str, tf32: bool, f
         yield from forward(path, batches, provider, options, before)
         return
     made = graphattr.convert(path, method, lowering=provider, **METHODS[method])
-    explainer = graphattr.Explainer(made, provider, options)
+    explainer = graphattr.Explainer(made, provider, options | option)
     for batch in batches:
         x = image(batch)
         bound = explainer.bound(x)
@@ -98,7 +100,7 @@ def ours(net: str, method: str, batches: list[int], provider: str, tf32: bool, f
             break
 
 
-def check(net: str, method: str, batches: list[int], provider: str, tf32: bool, folder: str) -> Iterator[dict[str, Any]]:
+def check(net: str, method: str, provider: str, folder: str, **rest: Any) -> Iterator[dict[str, Any]]:
     """Where the nodes are, by ONNX Runtime's word; relative distance of two images' values from those of the CPU."""
     import graphattr
 
@@ -180,7 +182,7 @@ def torch_net(name: str) -> Any:
     return known[name]()
 
 
-def theirs(net: str, method: str, batches: list[int], provider: str, tf32: bool, folder: str) -> Iterator[dict[str, Any]]:
+def theirs(net: str, method: str, batches: list[int], provider: str, tf32: bool, **rest: Any) -> Iterator[dict[str, Any]]:
     """torch's forward pass and autograd, captum's integrated gradients, zennit's EpsilonPlusFlat."""
     import torch
 
@@ -291,6 +293,8 @@ def main() -> int:
     parser.add_argument("--batches", type=lambda s: [int(b) for b in s.split(",")])
     parser.add_argument("--methods", type=lambda s: s.split(","), help=f"of {', '.join(METHODS)}")
     parser.add_argument("--tf32", action="store_true", help="let both sides round to TF32")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE",
+                        help="a provider option of the explanations, such as enable_cuda_graph=1 (with --methods gradient)")
     parser.add_argument("--budget", type=float, default=460, help="seconds for all of it")
     parser.add_argument("--peers", default=sys.executable, help="the Python that has torch, captum and zennit")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
@@ -331,7 +335,8 @@ def measure(args: argparse.Namespace) -> int:
         for i, (worker, net, method) in enumerate(todo):
             left = args.budget - (time.monotonic() - start)
             order = {"worker": worker, "net": net, "method": method, "folder": folder, "batches": sorted(args.batches),
-                     "provider": args.provider, "tf32": args.tf32, "quick": args.quick}
+                     "provider": args.provider, "tf32": args.tf32, "quick": args.quick,
+                     "option": dict(o.split("=", 1) for o in args.option)}
             most = min(left, max(60, 3 * left / (len(todo) - i)))
             if left < 5:
                 rows += [{"worker": w, "net": n, "method": m, "error": "no time was left"} for w, n, m in todo[i:]]
