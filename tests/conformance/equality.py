@@ -5,7 +5,8 @@
 
 It needs torch and zennit (extra `peers`). Weights are seeded, BatchNormalization has the statistics of seeded pictures;
 EfficientNet-Lite0 is trained (extra `demo`).
-Each cell is the L2 norm of the difference over that of the reference, and 1 - cosine.
+Each cell is the L2 norm of the difference over that of the reference, and 1 - cosine. It takes minutes a network and up to
+4 GB; more for VGG-16, whose dense layers are small with `--size 96`.
 
 reference       gradient: torch autograd. LRP: zennit's rules, BatchNorm merged by hand, sums as zennit's Sum. Both in float64.
 cpu, portable   graphattr's lowerings in ONNX Runtime, float32
