@@ -110,7 +110,8 @@ def randomisation(s: Subject, *, layers: int = 12, init: str = "normal", insensi
     if s.fitted:
         raise MethodError("what it learned belongs to the intact model: with layers drawn anew it would have to be fitted anew")
     found = measure.cascading_randomisation(
-        s.model, s.samples, s.method, before=s.attribution, init=_init(init), at_most=layers or None, **s.asked
+        s.model, s.samples, s.method, before=s.attribution, init=_init(init), at_most=layers or None,
+        keep=lambda depth, compute: s.kept(f"layer-{depth}", init, compute), **s.asked
     )
     if not found.layers:
         raise RunError("the model has no layer with weights")

@@ -20,7 +20,7 @@ from ..fit.progress import Bar
 from ..fitted import Fitted, fingerprint, load_npz, needing, opened, save_npz
 from ..graph import Array
 from ..infer import shape_text
-from ..measure import Joint, Scorer, explained, joined
+from ..measure import Joint, Measure, Scorer, explained, joined
 from ..measure.scoring import softmax
 from ..method import Method, load_method
 from ..preprocess import Say, print_nothing
@@ -244,6 +244,7 @@ def _audited(
         s.layout if len(s.names) == 1 else "", bench.target, joined([maps[n] for n in s.names]), sums, delta,
         lambda feeds: joined([run(joint.split(feeds), bench.target).scores[n] for n in s.names]),
         bench.profile.seed, bench.batch_size, bench.asked.output, bench.asked.wrt, bench.providers, s.boxes, bench.shared,
+        lambda part, settings, compute: _kept(bench, m.name, part, {**key, "part": part, "settings": settings}, compute),
     )
     found = {}
     for name, settings in bench.profile.measures.items():
@@ -279,6 +280,17 @@ def _found(
     seconds = round(time.perf_counter() - start, 3)
     bench.state.write(path, {"finding": made, "seconds": seconds})
     return made, seconds
+
+
+def _kept(bench: Bench, method: str, part: str, key: Mapping[str, Any], compute: Callable[[], Measure]) -> Measure:
+    """A part of a finding: measured now, or in a run before."""
+    path = bench.state.path(method, part, key)
+    known = bench.state.read(path)
+    if known is not None:
+        return Measure(known["name"], np.array(known["values"]), known["statistic"])
+    found = compute()
+    bench.state.write(path, {"name": found.name, "values": found.values.tolist(), "statistic": found.statistic})
+    return found
 
 
 def _runner(bench: Bench, m: Method, params: Mapping[str, Any], fits: Sequence[Fitted]) -> Callable[..., Attribution]:

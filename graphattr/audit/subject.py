@@ -44,6 +44,7 @@ class Subject:
     providers: Any = None
     boxes: Boxes | None = None
     shared: dict[Any, Any] = field(default_factory=dict)
+    kept: Callable[[str, Any, Callable[[], Measure]], Measure] = lambda part, settings, compute: compute()
 
     @property
     def name(self) -> str:

@@ -64,6 +64,7 @@ def cascading_randomisation(
     providers: Any = None,
     batch_size: int = 16,
     at_most: int | None = None,
+    keep: Callable[[int, Callable[[], Measure]], Measure] = lambda depth, compute: compute(),
     **params: Any,
 ) -> Cascade:
     """The similarity of maps of one class while layers are re-initialised from the output down.
@@ -73,7 +74,8 @@ def cascading_randomisation(
     compared at so many depths, from the first to the last, instead of at every one. `fitted`: for a method that learns from data,
     a function from a model to what `fit` learns for it, asked for every model that is explained; what was learned for the intact
     model (MethodError) describes none of the others. `output`, `wrt`: as for `convert`; maps of several tensors are compared as
-    one array. `before`: the maps of the intact model, where they are known. Adebayo et al. 2018, Sixt et al. 2020.
+    one array. `before`: the maps of the intact model, where they are known. `keep`: given a depth and what
+    computes its measure, gives that measure; it may know it already. Adebayo et al. 2018, Sixt et al. 2020.
     """
     if fitted is not None and not callable(fitted):
         raise MethodError("what was learned for the intact model describes no re-initialised one; give a function that learns "
@@ -93,7 +95,7 @@ def cascading_randomisation(
     for depth, (name, changed) in enumerate(_randomised(canonical, layers, init, random_state), 1):
         if depth in chosen:
             names.append(name)
-            measures.append(compare(before, maps(changed)))
+            measures.append(keep(depth, lambda m=changed: compare(before, maps(m))))
             depths.append(depth)
     return Cascade(names, measures, depths)
 

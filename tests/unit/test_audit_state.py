@@ -103,6 +103,27 @@ def test_maps_are_kept_batch_by_batch(tmp_path, monkeypatch, calls):
     assert report.data == graphattr.audit(cnn(1), X, ["gradient"], asked, batch_size=1).data
 
 
+def test_randomisation_is_kept_layer_by_layer(tmp_path, monkeypatch, calls):
+    """Stopped at the third of four layers: one batch of maps and two layers are read, two layers are run."""
+    counting = Explainer.__call__
+
+    def stopping(self, feeds, target=None):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return counting(self, feeds, target)
+
+    asked = Profile("s", samples=4, measures={"randomisation": {}})
+    monkeypatch.setattr(Explainer, "__call__", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        graphattr.audit(cnn(3), X, ["gradient"], asked, tmp_path)
+    monkeypatch.setattr(Explainer, "__call__", counting)
+    calls.clear()
+    report = graphattr.audit(cnn(3), X, ["gradient"], asked, tmp_path)
+    assert len(calls) == 2
+    assert report.data == graphattr.audit(cnn(3), X, ["gradient"], asked).data
+    assert sorted(p.name for p in tmp_path.iterdir()) == FILES
+
+
 def test_seconds_stand_beside_the_report(tmp_path):
     report = graphattr.audit(cnn(1), X, ["gradient"], QUICK, tmp_path)
     assert json.loads((tmp_path / "timings.json").read_text()) == report.timings
