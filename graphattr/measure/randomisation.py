@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -87,7 +88,11 @@ def cascading_randomisation(
         order = Order(method, "input", output, wrt, params=params, fitted=opened(fitted and fitted(of)))
         return _maps(Explainer(explanation_of(of, order), providers), given, classes, scorer.rows(batch_size))
 
-    before = maps(model) if before is None else before
+    intact = maps(model) if before is None else before
+
+    def similarity(of: Any) -> Measure:
+        return compare(intact, maps(of))
+
     names, measures, depths = [], [], []
     canonical = canonicalise(read(model))
     layers = linear_layers(canonical, output, wrt)[::-1]
@@ -95,7 +100,7 @@ def cascading_randomisation(
     for depth, (name, changed) in enumerate(_randomised(canonical, layers, init, random_state), 1):
         if depth in chosen:
             names.append(name)
-            measures.append(keep(depth, lambda m=changed: compare(before, maps(m))))
+            measures.append(keep(depth, partial(similarity, changed)))
             depths.append(depth)
     return Cascade(names, measures, depths)
 
