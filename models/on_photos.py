@@ -110,7 +110,7 @@ def in_cell(attribution: Array, cells: Array) -> Array:
     return np.where(flat, np.nan, measure.pointing(attribution, boxes).values)
 
 
-def grid_pointing(folder: Path, *, mosaics: int = 5, passes: int = 10, masks: int = 100) -> Iterable[Row]:
+def grid_pointing(folder: Path, *, mosaics: int = 4, passes: int = 10, masks: int = 100) -> Iterable[Row]:
     """The share of the positive attribution that lies in the quarter which shows the class (Boehle et al. 2021)."""
     model = pictures.network()
     made = pictures.mosaics(pictures.load(), model, mosaics)
@@ -146,7 +146,7 @@ SIDES = ("N-Ord", "S-Ord", "TPN", "TPS")
 """Necessity and sufficiency, of the order and of the shares."""
 
 
-def proportionality(folder: Path, *, photos: int = 12, passes: int = 20, steps: int = 10) -> Iterable[Row]:
+def proportionality(folder: Path, *, photos: int = 8, passes: int = 20, steps: int = 10) -> Iterable[Row]:
     """Pixels removed (necessity) and added (sufficiency) in order, and whether equal shares of the attribution change the score
     alike (Wang et al. 2020). All but S-Ord: lower is better."""
     model, x = pictures.network(), pictures.load(photos).x

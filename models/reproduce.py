@@ -209,7 +209,7 @@ def main() -> None:
             print(row if isinstance(row, str) else "| " + " | ".join(map(str, row)) + " |", flush=True)
     except graphattr.GraphattrError as e:
         raise SystemExit(f"error: {e}") from e
-    print(f"{time.perf_counter() - start:.0f} s")
+    print(f"{time.perf_counter() - start:.0f} s, {time.process_time():.0f} s of a processor")
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ def test_command_line(tiny, monkeypatch, capsys):
     *rows, said, seconds = capsys.readouterr().out.splitlines()
     assert rows[0].startswith("| method | attributed to |")
     assert said.startswith("1 mosaics")
-    assert seconds.endswith(" s")
+    assert seconds.endswith(" s of a processor")
     wrong = {"--photos 2": "grid_pointing takes no --photos", "--masks 0": "0 is no positive whole number"}
     for words, why in wrong.items():
         with pytest.raises(SystemExit):
