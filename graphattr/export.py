@@ -18,7 +18,9 @@ from .files import write_atomically
 from .graph import Graph, Value
 from .onnxio import Tensor, named_axes, stored_tensors, write_graph
 from .source import Source
+from .tensors import bytes_of, external
 from .upgrade import MAX_IR
+from .wire import chunks
 
 PREFIX = "graphattr."
 INLINE_LIMIT = 1024  # bytes up to which a tensor stays inside a model that has its weights outside
@@ -49,10 +51,11 @@ class Explanation:
                 raise WriteError(f"cannot write {path}: it is a directory; give the name of a file in it")
             if not path.parent.is_dir():
                 raise WriteError(f"cannot write {path}: the folder {path.parent} does not exist")
-            if any(map(_is_external, self.model.graph.initializer)) or self.model.ByteSize() > EMBED_LIMIT:
+            weights = self.model.graph.initializer
+            if any(map(external, weights)) or sum(bytes_of(t) for t in weights if t.HasField("raw_data")) > EMBED_LIMIT:
                 _save_with_data(self.model, self.folder, path)
             else:
-                write_atomically(path, [self.model.SerializeToString()])
+                write_atomically(path, chunks(self.model, _without_weights(self.model)))
         except OSError as e:
             raise WriteError(f"cannot write {path}: {e.strerror or e}") from e
         return path
@@ -155,10 +158,6 @@ def _plain(value: Any) -> Any:
 
 
 # -- files --------------------------------------------------------------------------------------------------------
-def _is_external(t: onnx.TensorProto) -> bool:
-    return bool(t.data_location == onnx.TensorProto.EXTERNAL)
-
-
 def _save_with_data(model: onnx.ModelProto, folder: Path | None, path: Path) -> None:
     """The weights into `<path>.data`, one after the other, and a model that refers to them.
 
@@ -170,7 +169,7 @@ def _save_with_data(model: onnx.ModelProto, folder: Path | None, path: Path) -> 
     def outside() -> Iterator[bytes]:
         at = 0
         for t in model.graph.initializer:
-            encoded = onnx.numpy_helper.from_array(Tensor(t, folder).array(), t.name) if _is_external(t) else t
+            encoded = onnx.numpy_helper.from_array(Tensor(t, folder).array(), t.name) if external(t) else t
             content = encoded.raw_data if encoded.HasField("raw_data") else b""
             if len(content) <= INLINE_LIMIT:
                 header.graph.initializer.append(encoded)

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from .graph import Array, Graph, Node, Value
 from .infer import make_attribute, schema_of
-from .source import array_of
+from .tensors import array_of, embedded, external
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ def stored_tensors(g: Graph) -> list[Tensor]:
 
 
 def _write_tensor(proto: onnx.TensorProto, v: Value, embed: bool) -> None:
-    """Copy a stored tensor as it came; encode a computed one, and an external one when it is to be embedded."""
+    """Copy a stored tensor as it came, with external data inside when it is to be embedded; encode a computed one."""
     stored = v.stored
-    if isinstance(stored, Tensor) and not (embed and stored.proto.data_location == onnx.TensorProto.EXTERNAL):
-        proto.CopyFrom(stored.proto)
+    if isinstance(stored, Tensor):
+        proto.CopyFrom(embedded(stored.proto, stored.folder) if embed and external(stored.proto) else stored.proto)
         proto.name = v.name
     else:
         proto.CopyFrom(numpy_helper.from_array(np.asarray(v.data), v.name))

@@ -13,10 +13,12 @@ from onnx import ModelProto, TensorProto
 from .errors import ModelError
 from .tensors import array_of, check_tensor
 from .wellformed import attributes_of, check_model, tensors_of
+from .wire import outlined
 
 __all__ = ["Source", "array_of", "read"]
 
 LIMIT = (1 << 31) - 1
+LARGE = 1 << 26  # bytes of a file from which on its weights are not read with it
 KINDS = {b"PK\x03\x04": "a zip archive (a PyTorch checkpoint, a Keras file?)", b"\x89HDF": "an HDF5 file (Keras?)",
          b"version https://git-lfs": "a Git LFS pointer (run `git lfs pull`)", b"\x1f\x8b": "gzip-compressed",
          b"\x80\x02": "a Python pickle", b"\x80\x04": "a Python pickle", b"<": "a web page or XML", b"{": "JSON text"}
@@ -24,7 +26,8 @@ KINDS = {b"PK\x03\x04": "a zip archive (a PyTorch checkpoint, a Keras file?)", b
 
 @dataclass(frozen=True)
 class Source:
-    """A model as it was read: external data is not loaded but lies in `folder`; `sha256` is of the file alone."""
+    """A model as it was read: external data, and the weights of a large file, are not loaded but lie in `folder`; `sha256` is of
+    the file alone."""
 
     model: ModelProto
     folder: Path | None
@@ -71,9 +74,19 @@ def _open(given: str | os.PathLike[str]) -> Source:
         with path.open("rb") as f:
             digest = hashlib.file_digest(f, "sha256").hexdigest()
             with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-                return Source(_parse(view, repr(str(path))), path.parent, digest, path)
+                return Source(_parse(_without_weights(view, path), repr(str(path))), path.parent, digest, path)
     except (OSError, ValueError, TypeError) as e:
         raise ModelError(f"cannot read {given!r}: {e}") from e
+
+
+def _without_weights(view: memoryview, path: Path) -> memoryview:
+    """A large file's bytes with its large weights as external data, which lie in the file itself; any other's as they are."""
+    if not LARGE <= len(view) <= LIMIT:
+        return view
+    try:
+        return memoryview(outlined(view, path.name))
+    except ValueError:  # no protobuf: whoever parses it says so
+        return view
 
 
 def _parse(data: memoryview, what: str) -> ModelProto:

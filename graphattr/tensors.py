@@ -34,9 +34,17 @@ def array_of(tensor: TensorProto, folder: Path | None = None) -> Array:
         return np.memmap(file, dtype, "r", offset, shape)
     if tensor.HasField("raw_data"):
         raw = tensor.raw_data           # each access copies
-        _agree(tensor, _bytes(tensor), len(raw), "bytes")
+        _agree(tensor, bytes_of(tensor), len(raw), "bytes")
         return np.frombuffer(raw, dtype).reshape(shape)
     return _decoded(tensor, folder)
+
+
+def embedded(tensor: TensorProto, folder: Path | None) -> TensorProto:
+    """A tensor with external data, with them inside."""
+    file, offset, length = _extent(tensor, folder)
+    local = TensorProto(data_type=tensor.data_type, dims=tensor.dims, name=tensor.name)
+    local.raw_data = np.fromfile(file, np.uint8, length, offset=offset).tobytes()
+    return local
 
 
 def dense(sparse: SparseTensorProto, folder: Path | None = None) -> TensorProto:
@@ -91,7 +99,7 @@ def check_tensor(tensor: TensorProto, folder: Path | None, roots: tuple[Path, ..
 def check_size(tensor: TensorProto) -> None:
     """ModelError unless the tensor carries as many bytes or entries as its dims say."""
     if tensor.HasField("raw_data"):
-        _agree(tensor, _bytes(tensor), len(tensor.raw_data), "bytes")
+        _agree(tensor, bytes_of(tensor), len(tensor.raw_data), "bytes")
     else:
         field = helper.tensor_dtype_to_field(tensor.data_type)
         _agree(tensor, _entries(tensor), len(getattr(tensor, field)), f"entries in {field}")
@@ -103,7 +111,8 @@ def _agree(tensor: TensorProto, need: int, have: int, unit: str) -> None:
                          f"{have}; it is damaged or was written wrongly: export the model again")
 
 
-def _bytes(tensor: TensorProto) -> int:
+def bytes_of(tensor: TensorProto) -> int:
+    """How many bytes the tensor's raw data take, by its dims."""
     bits = bits_of(tensor)
     if bits is None:
         raise ModelError(f"initialiser {tensor.name!r} keeps strings in raw_data, which ONNX forbids; export the model again")
@@ -126,7 +135,7 @@ def _extent(tensor: TensorProto, folder: Path | None) -> tuple[Path, int, int]:
         raise ModelError(f"{where} lies in the file {location!r}, but the model came without a folder; "
                          "pass the path of the .onnx file, or load the external data into the ModelProto first")
     file = folder / _relative(where, location)
-    need = _bytes(tensor)
+    need = bytes_of(tensor)
     try:
         offset, length = int(info.get("offset") or 0), int(info.get("length") or need)
     except ValueError:
@@ -162,10 +171,7 @@ def _check_inside(tensor: TensorProto, file: Path, roots: tuple[Path, ...]) -> N
 
 def _decoded(tensor: TensorProto, folder: Path | None) -> Array:
     if external(tensor):
-        file, offset, length = _extent(tensor, folder)
-        local = TensorProto(data_type=tensor.data_type, dims=tensor.dims, name=tensor.name)
-        local.raw_data = np.fromfile(file, np.uint8, length, offset=offset).tobytes()
-        return _decoded(local, None)
+        return _decoded(embedded(tensor, folder), None)
     check_size(tensor)
     try:
         return numpy_helper.to_array(tensor)

@@ -106,8 +106,9 @@ def _is_blocked(p: Pass, node: Node, operands: list[Value], held: set[Value]) ->
 
 
 def _blocked_conv(p: Pass, node: Node, x: Value) -> bool:
-    w = node.inputs[1]
-    if w is None or not p.is_static(w) or (not is_image(x) and (x.shape is None or x.dim(1) >= BLOCK)) or w.rank != 4:
+    w, channels = node.inputs[1], (x.shape or (None, None))[1]
+    few = isinstance(channels, int) and channels < BLOCK
+    if w is None or not p.is_static(w) or w.rank != 4 or not (few or is_image(x)):
         return False
     group, outs, ins = node.attrs.get("group", 1), w.dim(0), w.dim(1)
     if group == 1:

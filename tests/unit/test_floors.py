@@ -14,7 +14,7 @@ MOST_LINES = 400
 # Every module of graphattr. One that belongs to a package (vjp, lower ...) stands on the package's floor.
 FLOORS = {
     "errors": 0, "version": 0, "files": 0,
-    "contents": 1, "infer": 1, "value": 1, "graph": 1, "tensors": 1, "wellformed": 1, "rewrite": 1,
+    "contents": 1, "infer": 1, "value": 1, "graph": 1, "tensors": 1, "wire": 1, "wellformed": 1, "rewrite": 1,
     "vjp": 2, "source": 2, "upgrade": 2, "foreign": 2, "growth": 2, "sequences": 2, "surgery": 2,
     "branches": 2, "onnxio": 2, "freeze": 2,
     "folding": 3, "recurrent": 3, "canonical": 3, "composites": 3, "normalisations": 3, "kinds": 3, "signs": 3, "layers": 3,

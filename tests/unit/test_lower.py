@@ -399,3 +399,11 @@ def test_what_is_needed_late_stands_before_the_way_back(name):
         depth.update(dict.fromkeys(n.output, own))
         known = [v for v in n.input if v in at]
         assert sorted(known, key=at.get) == sorted(known, key=lambda v: (depth[v], at[v]))
+
+
+def test_an_open_number_of_channels_stays_plain():
+    """Such as behind a Pad whose widths the run decides."""
+    g = Graph(17)
+    x, w = g.input("x", np.float32, ("N", "C", 8, 8)), g.const(array(16, 16, 3, 3))
+    g.outputs.append(("y", g.Relu(g.Conv(g.Conv(x, w), w))))
+    assert [n.op for n in lower(g, "cpu").nodes] == ["Conv", "Conv", "Relu"]
