@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import MethodError, RunError
-from .session import device_of
+from .session import Device
 
 RESERVED = {"model", "method", "target", "output", "wrt", "fitted", "strict", "delta", "ledger", "strip", "rules", "lowering",
             "precision"}
@@ -19,16 +19,17 @@ def methods(args: argparse.Namespace) -> list[str] | None:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """--provider, --provider-option and --threads; `device` reads them."""
+    """--provider, --provider-option, --threads and --no-prepacking; `device` reads them."""
     parser.add_argument("--provider", default="cpu", metavar="P", help="cpu, cuda or tensorrt")
     parser.add_argument("--provider-option", action="append", default=[], metavar="KEY=VALUE",
                         help="an option of CUDA or TensorRT, such as device_id=1, use_tf32=0 or gpu_mem_limit=8589934592")
     parser.add_argument("--threads", type=count, metavar="N", help="threads of the CPU (default: as many as it has cores)")
+    parser.add_argument("--no-prepacking", action="store_true", help="less memory where weights are large, a little slower")
 
 
 def device(args: argparse.Namespace) -> Any:
     """What stands for `providers`: the name alone where no more was given."""
-    if not args.provider_option and args.threads is None:
+    if not args.provider_option and args.threads is None and not args.no_prepacking:
         return args.provider
     options = {}
     for setting in args.provider_option:
@@ -36,7 +37,7 @@ def device(args: argparse.Namespace) -> Any:
         if not equals or not key.isidentifier():
             raise RunError(f"--provider-option {setting!r}: write KEY=VALUE, such as --provider-option device_id=1")
         options[key] = text
-    return device_of(args.provider, options, args.threads)
+    return Device(args.provider, options, args.threads, not args.no_prepacking)
 
 
 def count(text: str) -> int:

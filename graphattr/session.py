@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,20 @@ CUDA_OPTIONS: Mapping[str, Sequence[str] | None] = {  # of ONNX Runtime 1.20 to 
 @dataclass(frozen=True)
 class Device:
     """What a session runs on: a provider ("cpu", "cuda", "tensorrt", or a list of ONNX Runtime's names), options of the first
-    of them, and how many threads the CPU takes (None: as many as it has cores). It stands wherever `providers` is asked for."""
+    of them, and how many threads the CPU takes (None: as many as it has cores). It stands wherever `providers` is asked for.
+
+    prepacking: whether ONNX Runtime keeps weights in the order in which its kernels read them. Without, the weights of dense
+    layers are held once: VGG-19, gradient: 998 MB, else 1725; the time is 1 to 6 % longer.
+    """
 
     provider: str | Sequence[Any] = "cpu"
     options: Mapping[str, Any] = field(default_factory=dict)
     threads: int | None = None
+    prepacking: bool = True
 
     def __str__(self) -> str:
         more = [f"{k}={v}" for k, v in self.options.items()] + ([f"threads={self.threads}"] if self.threads else [])
+        more += [] if self.prepacking else ["prepacking=False"]
         return ", ".join([self.provider if isinstance(self.provider, str) else str(list(self.provider)), *more])
 
 
@@ -67,7 +73,7 @@ def device_of(providers: Any, options: Mapping[str, Any] | None = None, threads:
     threads = held.threads if threads is None else threads
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise RunError(f"threads must be a whole number from 1 on, not {threads!r}")
-    return Device(held.provider, {**held.options, **(options or {})}, threads)
+    return replace(held, options={**held.options, **(options or {})}, threads=threads)
 
 
 def open_session(
@@ -83,14 +89,11 @@ def open_session(
         options.intra_op_num_threads = device.threads
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    if extra_outputs:
-        held = model
-        model = onnx.ModelProto()
-        model.CopyFrom(held)
-        for name in extra_outputs:
-            model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None))
+    if not device.prepacking:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    shown = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None) for name in extra_outputs]
     try:  # without enable_fallback=0 a provider that cannot be opened is replaced by the CPU, with no more than a print
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=chosen, enable_fallback=0)
+        session = ort.InferenceSession(_with_outputs(model, shown), options, providers=chosen, enable_fallback=0)
     except Exception as e:
         raise RunError(f"ONNX Runtime {ort.__version__} refused to load the model: {first_line(e)}") from e
     first = _name(chosen[0])
@@ -110,6 +113,13 @@ def run_options(session: Any, graph: int = -1) -> Any:
     options = runtime().RunOptions()
     options.add_run_config_entry("gpu_graph_id", str(graph))
     return options
+
+
+def _with_outputs(model: onnx.ModelProto, shown: Sequence[onnx.ValueInfoProto]) -> bytes:
+    """The model as bytes, with more outputs: what is said of a graph twice is joined by whoever reads a protobuf."""
+    more = onnx.ModelProto(graph=onnx.GraphProto(output=shown)) if shown else None
+    data = bytes(model.SerializeToString())
+    return data if more is None else data + more.SerializeToString()
 
 
 def runtime() -> Any:

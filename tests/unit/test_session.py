@@ -56,6 +56,9 @@ def test_a_device_stands_for_providers(explanation):
     assert Explainer(explanation, device).session.get_session_options().intra_op_num_threads == 1
     assert device_of(device, threads=2).threads == 2
     assert str(graphattr.Device("cuda", {"use_tf32": 0}, 3)) == "cuda, use_tf32=0, threads=3"
+    plain = Explainer(explanation, graphattr.Device(prepacking=False))
+    assert plain.session.get_session_options().get_session_config_entry("session.disable_prepacking") == "1"
+    assert device_of(graphattr.Device(prepacking=False), threads=2) == graphattr.Device(threads=2, prepacking=False)
     with pytest.raises(RunError, match="providers must be"):
         Explainer(explanation, 3)
     with pytest.raises(RunError, match="CPU takes no provider options, and use_tf32"):
