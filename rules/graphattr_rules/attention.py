@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+import numpy as np
+
 from graphattr.rule import Graph, Out, Site, Value, rule
 
 from .lrp import quotient_of
@@ -33,7 +35,8 @@ def shift(g: Graph, layer: Site) -> Value:
 def softmax(g: Graph, layer: Site, r: Value) -> Value:
     """R_u = u (R - s sum R) for s = softmax(u); 0 where u is -inf. Not conserving. Achtibat et al. 2024, Eq. 8."""
     axis = layer.layer.nodes[0].attrs.get("axis", -1)
-    return g.Where(g.IsInf(layer.x), 0.0, layer.x) * (r - layer.y * g.ReduceSum(r, [axis], keepdims=1))
+    known = g.Where(g.Equal(g.Abs(layer.x), np.inf), 0.0, layer.x)  # IsInf takes no half precision before opset 20
+    return known * (r - layer.y * g.ReduceSum(r, [axis], keepdims=1))
 
 
 @rule("lrp.bilinear", kinds={"bilinear"})

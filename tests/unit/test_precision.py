@@ -132,6 +132,21 @@ def test_several_methods_and_a_baseline_input():
     assert len(run(ex.model, {"x": x, "x_baseline": baseline})) == 3
 
 
+def test_masked_attention_in_its_own_precision():
+    """x -> softmax(x q x^T + mask) x -> mean -> y; the mask is minus infinity."""
+    nodes = [
+        node("MatMul", "x q", "xq", "query"), node("Transpose", "x", "t", "turn", perm=[0, 2, 1]),
+        node("MatMul", "xq t", "u", "scores"), node("Add", "u mask", "m", "masked"),
+        node("Softmax", "m", "a", "softmax", axis=-1), node("MatMul", "a x", "c", "mix"),
+        node("ReduceMean", "c", "f", "mean", axes=[1], keepdims=0), node("MatMul", "f w", "y", "head"),
+    ]
+    weights = half_weights(q=array(4, 4) / 4, w=array(4, 3, seed=1), mask=np.triu(np.full((5, 5), -np.inf), 1))
+    proto = model(nodes, {"x": (H, ["N", 5, 4])}, {"y": (H, ["N", 3])}, weights)
+    x = array(2, 5, 4, seed=2).astype(np.float16)
+    own, twin = (graphattr.explain(proto, x, "lrp.attention", 1, precision=p).scores["x"] for p in ("model", "float32"))
+    close(own, twin, 2e-2)
+
+
 def test_integers_and_what_is_no_half_precision_are_shared():
     """ids -> Gather(half table) -> mean -> Gemm; the shape arithmetic appears once."""
     nodes = [node("Gather", "table ids", "e", "embed"), node("Shape", "e", "s", "shape"), node("Reshape", "e s", "r", "same"),
