@@ -1,7 +1,7 @@
 """An exported ONNX model goes in, an ONNX model that also explains its predictions comes out."""
 
 from . import measure
-from .api import convert, explain, fit, inspect, methods, operators, placement, rules, verify
+from .api import convert, explain, explain_batches, explain_dataset, fit, inspect, methods, operators, placement, rules, verify
 from .audit import Report, audit
 from .compare import Difference, diff
 from .errors import (
@@ -50,6 +50,8 @@ __all__ = [
     "convert",
     "diff",
     "explain",
+    "explain_batches",
+    "explain_dataset",
     "fit",
     "inspect",
     "measure",

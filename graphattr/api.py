@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import onnx
 
 from .canonical import canonicalise
+from .dataset import Work, pairs
 from .errors import MethodError
 from .export import Explanation
 from .fit import FITTERS, fit_model
@@ -93,6 +95,74 @@ def explain(
     options.setdefault("lowering", lowering_for(providers))
     explanation = convert(model, method, "input" if per_sample else target, **options)
     return Explainer(explanation, providers)(inputs, target if per_sample else None)
+
+
+def explain_batches(
+    model: Model | Explanation,
+    data: Any,
+    method: MethodLike = "lrp.epsilon_plus_flat",
+    target: Any = "argmax",
+    *,
+    batch_size: int | None = None,
+    preprocess: str | None = None,
+    providers: Any = None,
+    workers: int | None = None,
+    **options: Any,
+) -> Iterator[tuple[list[str], Attribution]]:
+    """Explain data of any length, batch by batch: `for names, attribution in explain_batches(model, "photos/"): ...`
+
+    Files are read and prepared by other threads, ahead of the session and no further than a batch or two, so that memory does not
+    grow with the data. data: paths of files and folders, an array, arrays by input name, or an iterable of such batches. names: a
+    picture's is its file, that of a sample of an array or table `file[i]`, of arrays its number.
+
+    batch_size: samples run at once (16; a model with a fixed batch has its own, and the last one is filled up). workers: threads
+    that read. The others are those of `explain`. Raises what `explain` raises, with the name of the input that did not fit.
+    """
+    return pairs(_work(model, data, method, target, options, batch_size=batch_size, preprocess=preprocess, provider=providers,
+                       workers=workers))
+
+
+def explain_dataset(
+    model: Model | Explanation,
+    data: Any,
+    out: str | os.PathLike[str],
+    method: MethodLike = "lrp.epsilon_plus_flat",
+    target: Any = "argmax",
+    *,
+    write: Sequence[str] = ("npy",),
+    batch_size: int | None = None,
+    keep_going: bool = False,
+    class_names: Sequence[str] = (),
+    preprocess: str | None = None,
+    providers: Any = None,
+    workers: int | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Explain data of any length into a folder; called again it goes on where it was interrupted.
+
+    write: some of "npy" (each output as one array of all samples, `<output>.npy`, which can be mapped and read while it grows),
+    "npz" (arrays of each input) and "png" (its picture). index.csv has a line per sample: file, sample of the file, target (the
+    explained class), top (the highest), its score and probability; line i is row i of the arrays. dataset.json says what the
+    folder belongs to: another explanation, preprocessing or choice of files is a RunError.
+
+    data, batch_size, workers and the others: as for `explain_batches`. keep_going: leave out what cannot be explained. progress:
+    a bar on stderr; by default where that is a terminal. Returns out, index, arrays (path by output), write, samples (explained
+    now), skipped (by an earlier run), failed (file, error), seconds.
+    """
+    work = _work(model, data, method, target, options, out=Path(out), goes_on=True, write=list(write), batch_size=batch_size,
+                 keep_going=keep_going, names=class_names, preprocess=preprocess, provider=providers, workers=workers,
+                 progress=progress)
+    for _ in work.reports():
+        pass
+    return work.summary()
+
+
+def _work(model: Any, data: Any, method: Any, target: Any, options: dict[str, Any], provider: Any, **more: Any) -> Work:
+    if isinstance(model, Explanation):
+        return Work(model, data, provider=provider, target=_target_of_the_run(model.manifest, method, target, options), **more)
+    options.setdefault("lowering", lowering_for(provider))
+    return Work(convert(model, method, target, **options), data, provider=provider, target=None, **more)
 
 
 def _target_of_the_run(manifest: Mapping[str, Any], method: Any, target: Any, options: Mapping[str, Any]) -> Any:

@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     explain = _command(commands, "explain", run_explain, "explain inputs: arrays and heat maps")
     explain.add_argument("model", metavar="MODEL", help="an .onnx file; one made by `convert` is used as it is")
     explain.add_argument("inputs", metavar="INPUT", nargs="+",
-                         help="pictures, .npy, .npz, .csv, .parquet, .wav, .txt (a sample per line)")
+                         help="pictures, .npy, .npz, .csv, .parquet, .wav, .txt (a sample per line), or folders of these")
     explain.add_argument("-o", "--out", metavar="DIR", default="explained", help="folder for the results (default: explained)")
     _add_conversion(explain)
     explain.add_argument("--preprocess", default=None, metavar="P", help="imagenet, tf, lite, none, or a .toml (default: none)")
@@ -71,6 +71,11 @@ def build_parser() -> argparse.ArgumentParser:
     explain.add_argument("--labels", metavar="FILE", help="class names, one per line")
     explain.add_argument("--tokenizer", metavar="FILE", help="the words of a token model: tokenizer.json, vocab.json or .txt")
     explain.add_argument("--text", action="store_true", help="the INPUTs are texts themselves, not files; needs --tokenizer")
+    explain.add_argument("--write", metavar="W,..", type=arguments.names, help="npz: arrays of each input; png: its picture or "
+                         "page; npy: arrays of all inputs (default: npz,png; of more than 100 inputs npy)")
+    explain.add_argument("--batch-size", type=arguments.count, metavar="N", help="samples run at once (default 16)")
+    explain.add_argument("--keep-going", action="store_true", help="leave out what cannot be explained, and list it at the end")
+    explain.add_argument("--workers", type=arguments.count, metavar="N", help="threads that read inputs (default 2, on a GPU 8)")
     learn = _command(commands, "fit", run_fit, "learn from data what a method needs")
     learn.add_argument("model", metavar="MODEL", help="an .onnx file")
     learn.add_argument("data", metavar="DATA", nargs="+",
@@ -192,24 +197,43 @@ def run_convert(args: argparse.Namespace) -> int:
 
 
 def run_explain(args: argparse.Namespace) -> int:
-    from .gallery import explain_files
+    from .dataset import FEW, Work
+    from .gallery import class_names
 
-    explanation = _explanation(args)
-    for report in explain_files(
-        explanation,
+    out = Path(args.out)
+    work = Work(
+        _explanation(args),
         args.inputs,
-        Path(args.out),
-        preprocess=args.preprocess,
-        provider=args.provider,
-        top=args.top,
-        labels=args.labels,
-        target=args.target,
+        out,
+        args.preprocess,
+        args.provider,
+        args.target,
+        args.batch_size,
+        args.write,
+        args.keep_going,
+        args.workers,
+        class_names(args.labels),
+        args.tokenizer,
+        args.text,
+        args.top,
         say=_say,
-        tokenizer=args.tokenizer,
-        text=args.text,
-    ):
-        _print_json(report) if args.json else _print_report(report)
-    return 0
+    )
+    for report in work.reports():
+        if len(work.entries) <= FEW:
+            _print_json(report) if args.json else _print_report(report)
+    if work.is_dataset:
+        found = work.summary()
+        rate = f" at {work.samples / work.seconds:.3g} per second" if work.samples else ""
+        there = f", {work.skipped} were there" if work.skipped else ""
+        failed = f", {len(work.failed)} failed" if work.failed else ""
+        _say(f"{work.samples} samples explained{rate}{there}{failed}")
+        if not args.json:
+            print(found["index"])
+        elif "npy" in found["write"] or len(work.entries) > FEW:
+            _print_json(found)
+    for _, error in work.failed:
+        _say(f"error: {error}")
+    return 1 if work.failed else 0
 
 
 def _print_report(report: Mapping[str, Any]) -> None:

@@ -28,16 +28,17 @@ class Sheet:
     start: Path
     view: View
 
-    def report(self, top: int) -> dict[str, Any]:
-        """Write the results and say what they are."""
+    def report(self, top: int, write: Sequence[str] = ("npz", "png")) -> dict[str, Any]:
+        """Write the results and say what they are: of "npz" the arrays and the table, of "png" the pictures and the page."""
         view, a = self.view, self.view.a
-        logits, target = view.logits(), a.target
-        written, tokens = [self._save_arrays(), *self._save_table()], view.tokens()
-        for score_name, scores in a.scores.items():
-            for i in range(min(len(scores), MOST_PICTURES)):
-                written += self._save_picture(score_name, i)
-        if tokens:
-            written.append(self._save_page(tokens))
+        logits, target, tokens = view.logits(), a.target, view.tokens()
+        written = [self._save_arrays(), *self._save_table()] if "npz" in write else []
+        if "png" in write:
+            for score_name, scores in a.scores.items():
+                for i in range(min(len(scores), MOST_PICTURES)):
+                    written += self._save_picture(score_name, i)
+            if tokens:
+                written.append(self._save_page(tokens))
         order = np.argsort(-logits[0], kind="stable")[:top]
         return {
             "input": self.file,
@@ -78,7 +79,7 @@ class Sheet:
         if made is None:
             return []
         several = len({view.tensor(name) for name in scores}) > 1
-        which = [str(i)] * (len(scores[score_name]) > 1) + [_in_a_path(tensor)] * several + [method] * bool(method)
+        which = [str(i)] * (len(scores[score_name]) > 1) + [in_a_path(tensor)] * several + [method] * bool(method)
         path = self.start.with_name(".".join([self.start.name, *which, "png"]))
         from .render import save_png
 
@@ -93,12 +94,14 @@ class Sheet:
         return _write(self.start.with_name(f"{self.start.name}.html"), html.encode())
 
 
-def _in_a_path(name: str) -> str:
+def in_a_path(name: str) -> str:
+    """The name without what a file's name may not hold."""
     return re.sub(r"[^\w.-]+", "_", name).strip("_")
 
 
 def _write(path: Path, content: bytes) -> Path:
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, [content])
     except OSError as e:
         raise WriteError(f"cannot write {path}: {e.strerror or e}") from e

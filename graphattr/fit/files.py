@@ -51,15 +51,19 @@ def _files(folder: Path) -> list[Path]:
 def rows_of_file(path: Path, types: Mapping[str, Any]) -> int | None:
     """How many samples a file holds, where its head says so."""
     suffix = path.suffix.lower()
-    if suffix == ".npy":
-        return len(_mapped(path))
     if suffix in TABLES:
         return rows_of_table(path)
-    if suffix != ".npz":
+    if suffix not in (".npy", ".npz"):
         return 1 if suffix in PICTURES else None
+    return next(iter(shape_of_file(path, types)), 0)
+
+
+def shape_of_file(path: Path, types: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape of the array that a .npy or .npz holds for the first input."""
+    if path.suffix.lower() == ".npy":
+        return tuple(_mapped(path).shape)
     with _archive(path) as z, z.open(f"{_member(z, path, next(iter(types)), types)}.npy") as f:
-        shape = _header(f, path)[0]
-        return shape[0] if shape else 0
+        return _header(f, path)[0]
 
 
 def chunks_of_file(

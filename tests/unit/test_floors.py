@@ -13,7 +13,7 @@ MOST_LINES = 400
 
 # Every module of graphattr. One that belongs to a package (vjp, lower ...) stands on the package's floor.
 FLOORS = {
-    "errors": 0, "version": 0, "files": 0,
+    "errors": 0, "version": 0, "files": 0, "ahead": 0,
     "contents": 1, "infer": 1, "value": 1, "graph": 1, "tensors": 1, "wire": 1, "wellformed": 1, "rewrite": 1,
     "vjp": 2, "source": 2, "upgrade": 2, "foreign": 2, "growth": 2, "sequences": 2, "surgery": 2,
     "branches": 2, "onnxio": 2, "freeze": 2,
@@ -27,7 +27,7 @@ FLOORS = {
     "session": 8, "bound": 8, "runtime": 8, "street": 8,
     "tables": 9, "sound": 9, "tabular": 9, "preprocess": 9, "vocabulary": 9, "render": 9,
     "texts": 9, "view": 9, "sheet": 9, "look": 9, "measure": 9, "fit": 9,
-    "figure": 10, "gallery": 10, "audit": 10, "compare": 10, "api": 10, "quantus": 10,
+    "figure": 10, "dataset": 10, "gallery": 10, "audit": 10, "compare": 10, "api": 10, "quantus": 10,
     "demo": 11, "arguments": 11, "commands": 11, "cli": 11, "__main__": 11, "__init__": 11,
 }
 ORDER = list(FLOORS)  # on one floor a module may import those to its left
