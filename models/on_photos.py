@@ -47,6 +47,7 @@ DGA: list[Claim] = [  # the paper's LeRF / MoRF, VGG-16
     ("integrated gradients", "integrated_gradients", {}, ".096 / .036"),
     ("DeepLIFT Rescale", "deeplift.rescale", {}, ".095 / .027"),
     ("SmoothGrad", "smoothgrad", {}, ".360 / .064"),
+    ("SmoothGrad x input", "smoothgrad", {"times_input": True}, "no number"),
     ("RISE", "rise", {}, ".393 / .130"),
     ("Grad-CAM", "grad_cam", {}, ".414 / .111"),
     ("noise", NOISE, {}, "no number"),
