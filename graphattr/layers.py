@@ -52,6 +52,11 @@ class Layer:
     def y(self) -> Value:
         return self.ys[0]
 
+    @property
+    def channels(self) -> int:
+        """The axis of x over which a linear layer sums, counted from the end."""
+        return _channel_axis(self.nodes[0], self.nodes[0].inputs.index(self.x))
+
 
 @dataclass(frozen=True, eq=False)
 class LayerGraph:
@@ -278,7 +283,7 @@ def _with_tail(layer: Layer, tail: tuple[Node, ...], data: set[Value], kept: set
 
 
 def _channel_axis(node: Node, operand: int) -> int:
-    """The output channel's axis, from the end."""
+    """The axis of the channels, of the data and of the output, from the end."""
     if node.op in CONVOLUTIONS:
         return -(node.outputs[0].rank - 1)
     return -1 if operand == 0 else -2

@@ -151,11 +151,13 @@ def convergence(s: Subject, *, vectors: int = 5, tensors: int = 8, locations: in
         raise MethodError(why)
     if vectors < 2:
         raise RunError("convergence compares vectors: at least 2 are needed")
-    maps = _channels(s)
+    axes = _channels(s)
+    maps = {t: size for t, (_, size) in axes.items()}
     names = _tensors(maps, tensors)
     found = measure.cosine_convergence(
         s.model, s.samples, s.method, tensors=names, output=s.output, pairs_of=vectors, random_state=s.seed,
-        locations=locations or None, providers=s.providers, batch_size=s.batch_size, fitted=s.fitted, **s.params,
+        channels={t: axis for t, (axis, _) in axes.items()}, locations=locations or None, providers=s.providers,
+        batch_size=s.batch_size, fitted=s.fitted, **s.params,
     )
     middles = {t: found[t].value for t in names}
     details = {
@@ -168,15 +170,6 @@ def convergence(s: Subject, *, vectors: int = 5, tensors: int = 8, locations: in
     return Finding({"convergence": middles[names[-1]]}, None, None, details, {"vectors": vectors, "locations": locations})
 
 
-def _linear_inputs(s: Subject) -> dict[str, Any]:
-    """Values that layers with weights read, from the output down to the explained inputs, by name."""
-    canonical = canonicalise(read(s.model))
-    inputs, y = [canonical.value(n) for n in s.joint.names], explained_output(canonical, s.output, True).y
-    layers = to_layers(canonical.graph, inputs, [y]).between(inputs, [y])
-    tops = [layer.xs[0] for layer in reversed(layers) if layer.kind == "linear" and layer.xs and layer.xs[0].is_float]
-    return {v.name: v for v in [*(t for t in tops if t not in inputs), *inputs]}
-
-
 def _tensors(maps: Mapping[str, int], at_most: int) -> list[str]:
     names = [name for name, channels in maps.items() if channels != 1]  # a cosine of one number is 1 or -1
     if not names:
@@ -185,10 +178,17 @@ def _tensors(maps: Mapping[str, int], at_most: int) -> list[str]:
     return [names[k] for k in chosen]
 
 
-def _channels(s: Subject) -> dict[str, int]:
-    """Over how many values cosines are at each tensor: the second axis; 0 where the file leaves it open."""
-    sizes = {t: (v.shape or (None, None))[1:2] for t, v in _linear_inputs(s).items()}
-    return {t: d[0] if d and isinstance(d[0], int) else 0 for t, d in sizes.items()}
+def _channels(s: Subject) -> dict[str, tuple[int, int]]:
+    """What layers with weights read, from the output down to the explained inputs: the axis over which they sum, from the end,
+    and its size, 0 where the file leaves it open. An input that none of them reads has the channels of its layout."""
+    canonical = canonicalise(read(s.model))
+    inputs, y = [canonical.value(n) for n in s.joint.names], explained_output(canonical, s.output, True).y
+    layers = to_layers(canonical.graph, inputs, [y]).between(inputs, [y])
+    tops = {layer.x: layer.channels for layer in reversed(layers) if layer.kind == "linear" and layer.x.is_float}
+    axes = {v: a for v, a in tops.items() if v not in inputs}
+    axes |= {v: tops.get(v, -1 if s.layout == "NHWC" else 1 - len(v.shape or (0, 0))) for v in inputs}
+    sizes = {v: v.shape[a] if v.shape is not None and len(v.shape) >= -a else None for v, a in axes.items()}
+    return {v.name: (axes[v], d if isinstance(d, int) else 0) for v, d in sizes.items()}
 
 
 @measured("faithfulness", "morf", "lerf")

@@ -36,6 +36,7 @@ def cosine_convergence(
     pairs_of: int = 5,
     random_state: int = 0,
     absolute: bool = True,
+    channels: int | Mapping[str, int] = 1,
     locations: int | None = None,
     fitted: Any = None,
     providers: Any = None,
@@ -43,11 +44,12 @@ def cosine_convergence(
     **params: Any,
 ) -> dict[str, Measure]:
     """|cos| between what different relevances at `output` become at each of `tensors`: per tensor the values of all pairs,
-    samples and locations (over channels where a tensor has spatial axes). Near 1: the map no longer depends on the layers above.
+    samples and locations (over channels where a tensor has other axes). Near 1: the map no longer depends on the layers above.
 
     `output`: the tensor where relevance starts, any tensor of the model (default: what is explained). `vectors`: (N, m, *its
-    shape); drawn from N(0, 1) where not given. A pair with a zero vector is left out. `locations`: of
-    a tensor at most so many, drawn once for all samples. `fitted`: as for `convert`.
+    shape); drawn from N(0, 1) where not given. A pair with a zero vector is left out. `channels`: their
+    axis, for all or by tensor (-1 where tokens are vectors). `locations`: of a tensor at most so many, drawn once for all
+    samples. `fitted`: as for `convert`.
     """
     learned: Sequence[Fitted] = opened(fitted)
     if output is not None:
@@ -69,7 +71,8 @@ def cosine_convergence(
         seed = vectors[start : start + step].reshape(-1, *shape[1:]).astype(np.float32)
         scores = explained(explainer, {**part, "seed": seed}, batch_size=batch_size).scores
         for t in tensors:
-            r = scores[t].reshape(len(scores[t]) // m, m, scores[t].shape[1], -1)
+            r = np.moveaxis(scores[t], channels if isinstance(channels, int) else channels.get(t, 1), 1)
+            r = r.reshape(len(r) // m, m, r.shape[1], -1)
             found[t].append(_cosines(r[..., chosen.setdefault(t, _chosen(r.shape[-1], locations, random_state))]))
     settings = {"method": load_method(method).name, "vectors": m, "absolute": absolute}
     return {t: _similarity(t, np.concatenate(held), absolute, settings) for t, held in found.items()}

@@ -116,6 +116,24 @@ def test_what_adds_up_passes_and_what_does_not_is_off():
     assert max(values) < 1e-4
 
 
+def test_convergence_where_tokens_are_vectors():
+    """(N, T, E): what a dense layer reads has its channels last."""
+    nodes = [node("MatMul", "x w", "h", "first"), node("Relu", "h", "r", "relu"), node("MatMul", "r v", "m", "second"),
+             node("ReduceMean", "m", "y", "mean", axes=[1], keepdims=0)]
+    net = model(nodes, {"x": ["N", 5, 4]}, {"y": ["N", 3]}, {"w": array(4, 6), "v": array(6, 3, seed=1)})
+    x, asked = array(2, 5, 4, seed=2), Profile("c", samples=2, measures={"convergence": {"vectors": 3}})
+    found = graphattr.audit(net, x, ["gradient"], asked).data["methods"]["gradient"]["measures"]["convergence"]
+    assert found["details"]["tensors"] == ["r", "x"]
+    assert found["details"]["channels"] == [6, 4]
+    v = array(2, 3, 3, seed=3)
+    held = graphattr.measure.cosine_convergence(net, x, "gradient", tensors=["x"], vectors=v, channels=-1)["x"]
+    open_ = (x @ array(4, 6) > 0)[:, None]
+    r = (v[:, :, None] @ array(6, 3, seed=1).T * open_) @ array(4, 6).T  # (N, vectors, T, E)
+    r = r / np.linalg.norm(r, axis=-1, keepdims=True)
+    expected = np.stack([np.abs((r[:, i] * r[:, j]).sum(-1)) for i, j in ((0, 1), (0, 2), (1, 2))], 1)
+    np.testing.assert_allclose(held.values, expected.reshape(-1), atol=1e-5)
+
+
 def test_convergence_names_the_tensor_and_the_baseline():
     """Two channels of input: the cosine has something to compare down to the input."""
     asked = Profile("c", samples=2, measures={"convergence": {"vectors": 3}})
