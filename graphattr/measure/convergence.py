@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx.external_data_helper import load_external_data_for_model
 
 from ..errors import RunError
 from ..fitted import Fitted, fingerprint, opened
@@ -91,6 +92,8 @@ def _showing(model: Any, tensor: str, learned: Sequence[Fitted]) -> tuple[Any, S
     if tensor in [o.name for o in source.model.graph.output]:
         return model, learned
     proto.CopyFrom(source.model)
+    if source.folder is not None:
+        load_external_data_for_model(proto, str(source.folder))
     proto.graph.output.append(onnx.ValueInfoProto(name=tensor))
     if not learned:
         return proto, learned

@@ -184,6 +184,22 @@ def test_learned_patterns_are_measured():
     np.testing.assert_allclose(np.sort(cosine.values), np.sort(want), rtol=1e-5)
 
 
+def test_weights_beside_the_model(tmp_path):
+    """External data are found again where the measure changes the model."""
+    made, x = two_layers(), np.random.default_rng(1).standard_normal((4, 6)).astype(np.float32)
+    seeds = np.random.default_rng(3).standard_normal((4, 2, 20)).astype(np.float32)
+
+    def measured(model):
+        inside = measure.cosine_convergence(model, x, "gradient", tensors=["x"], output="a", vectors=seeds)["x"]
+        cascade = measure.cascading_randomisation(model, x, "gradient", compare=measure.spearman)
+        return [inside.values, *(m.values for m in cascade.measures)]
+
+    expected = measured(made)
+    onnx.save(made, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    for found, want in zip(measured(tmp_path / "m.onnx"), expected, strict=True):
+        np.testing.assert_array_equal(found, want)
+
+
 def test_learned_patterns_where_relevance_starts_inside():
     """A tensor that only becomes an output leaves what was learned as it is; another model does not."""
     x, made = np.random.default_rng(1).standard_normal((4, 6)).astype(np.float32), two_layers()
