@@ -7,7 +7,7 @@ import time
 import zlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ..fitted import fingerprint
 from ..infer import read_type
 from ..preprocess import Say, print_nothing
 from ..runtime import Attribution, Explainer
-from ..session import Device
+from ..session import Device, device_of
 from ..sheet import in_a_path
 from ..source import Source
 from ..vocabulary import load_vocabulary
@@ -84,7 +84,11 @@ class Work:
     # -- what there is --------------------------------------------------------------------------------------------
     @cached_property
     def explainer(self) -> Explainer:
-        return Explainer(self.explanation, self.provider)
+        return Explainer(self.explanation, replace(self.device, spinning=False))  # others read and write on the same cores
+
+    @cached_property
+    def device(self) -> Device:
+        return device_of(self.provider)
 
     @cached_property
     def of_files(self) -> bool:
@@ -138,8 +142,7 @@ class Work:
     @cached_property
     def threads(self) -> int:
         """How many threads read, and how many draw."""
-        held = self.provider.provider if isinstance(self.provider, Device) else self.provider
-        return self.workers or min(2 if held is None or "cpu" in str(held).lower() else 8, os.cpu_count() or 1)
+        return self.workers or min(2 if "cpu" in str(self.device.provider).lower() else 8, os.cpu_count() or 1)
 
     @cached_property
     def axes(self) -> dict[str, int | None]:
