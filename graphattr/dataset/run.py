@@ -199,7 +199,7 @@ class Work:
     def _failed(self, failure: Failure) -> None:
         error = failure.raised()
         if not self.keep_going:
-            hint = "; --keep-going leaves such inputs out" if self.of_files and self.is_dataset and self.out else ""
+            hint = "; keep_going (--keep-going) leaves such inputs out" if self.of_files and self.is_dataset and self.out else ""
             raise type(error)(f"{error}{hint}") from failure.error
         self.failed.append((failure.entry.file, error))
 

@@ -134,3 +134,68 @@ def test_explain_signals(run, tmp_path):
     assert sorted(os.listdir("wav")) == ["a.0.png", "a.1.png", "a.2.png", "a.npz"]
     assert Image.open("wav/a.0.png").width == Image.open("res/s.0.png").width
     assert Image.open("wav/a.0.png").height < Image.open("res/s.0.png").height, "one channel instead of two"
+
+
+# -- folders ------------------------------------------------------------------------------------------------------
+def test_explain_a_folder(run, tmp_path):
+    """A few inputs get files of their own; the folder goes on, and belongs to one explanation."""
+    (tmp_path / "data" / "b").mkdir(parents=True)
+    for i, name in enumerate(("x.npy", "y.npy", "b/x.npy")):
+        np.save(tmp_path / "data" / name, X[i : i + 1])
+    argv = ("explain", "m.onnx", "data", "-o", "res", "--method", "gradient_x_input")
+    code, out, err = run(*argv)
+    assert code == 0, err
+    assert "3 samples explained" in err
+    assert out.endswith("res/index.csv\n")
+    assert sorted(os.listdir("res")) == ["b", "dataset.json", "index.csv", *sorted(
+        f for n in "xy" for f in (f"{n}.npz", f"{n}.png") if f in os.listdir("res"))]
+    assert {"x.npz", "y.npz"} <= set(os.listdir("res"))
+    want = graphattr.explain("m.onnx", X[:3], "gradient_x_input").scores["x"]
+    for i, name in enumerate(("x", "y", "b/x")):
+        assert np.allclose(np.load(f"res/{name}.npz")["x_attribution"], want[i], atol=1e-6)
+    os.unlink("res/y.npz")
+    assert "1 samples explained" in run(*argv)[2]
+    assert os.path.exists("res/y.npz")
+    code, out, err = run(*argv[:-1], "gradient")
+    assert (code, out) == (1, "")
+    assert "method is 'gradient_x_input', here it is 'gradient'" in err
+    assert run(*argv, "--write", "npy")[0] == 1, "other files than are there"
+
+
+def test_explain_many_inputs_into_arrays_of_all(run, tmp_path):
+    """More than 100 inputs: arrays of all. One line on stdout, or JSON."""
+    for i in range(101):
+        np.save(tmp_path / f"many{i:03d}.npy", X[i % 3 : i % 3 + 1])
+    files = [f"many{i:03d}.npy" for i in range(101)]
+    argv = ("explain", "m.onnx", *files, "-o", "res", "--method", "gradient_x_input", "--batch-size", "7", "--workers", "2")
+    code, out, _ = run(*argv, "--json")
+    found = json.loads(out)
+    assert (code, found["samples"], found["write"]) == (0, 101, ["npy"])
+    held = np.load(found["arrays"]["x_attribution"], mmap_mode="r")
+    want = graphattr.explain("m.onnx", X, "gradient_x_input").scores["x"]
+    assert np.allclose(held, want[np.arange(101) % 3], atol=1e-6)
+    with open("res/index.csv", newline="", encoding="utf-8") as file:
+        assert [r["file"] for r in csv.DictReader(file)] == files
+    assert run(*argv)[1] == "res/index.csv\n"
+    assert sorted(os.listdir("res")) == ["dataset.json", "index.csv", "x_attribution.npy", "y.npy"]
+
+
+def test_explain_keeps_going(run, tmp_path):
+    """What cannot be read stops the run; with --keep-going it is listed at the end, and the exit code is 1 all the same."""
+    (tmp_path / "bad.npy").write_bytes(b"nothing")
+    code, out, err = run("explain", "m.onnx", "x.npy", "bad.npy", "-o", "res")
+    assert code == 1
+    assert "bad.npy" in err
+    assert "res/x.npz" in out, "what stands before it is explained"
+    code, out, err = run("explain", "m.onnx", "bad.npy", "x.npy", "-o", "res", "--keep-going", "--write", "npz")
+    assert code == 1
+    assert err.startswith("error: ")
+    assert "bad.npy" in err
+    assert "res/x.npz" in out
+    assert "png" not in out
+
+
+@pytest.mark.parametrize(("argv", "words"), [
+    (["--write", "jpg"], ["'jpg'", "npz, png, npy"]), (["--batch-size", "0"], ["batch size"]), (["--workers", "0"], ["workers"])])
+def test_explain_refuses_what_it_cannot_write(run, argv, words):
+    fails(run("explain", "m.onnx", "x.npy", *argv), *words)

@@ -466,3 +466,8 @@ def test_no_more_than_some_batches_are_held(cnn, tmp_path, monkeypatch):
     graphattr.explain_dataset(cnn, tmp_path, tmp_path / "out", batch_size=4, workers=2)
     assert explained[0] == 60
     assert max(gap) <= 4 * 5, gap
+
+
+def test_the_session_leaves_the_cores_to_others_while_it_waits(mlp_gradient):
+    options = Work(mlp_gradient, X).explainer.session.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
