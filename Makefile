@@ -22,7 +22,7 @@ lint: $(VENV)/.dev
 	$(BIN)/python -m mypy
 
 bench: $(VENV)/.test
-	$(BIN)/python -m pytest -m bench -s tests/bench
+	$(BIN)/python -m tests.bench $(BENCH)
 
 # One stamp per extra; a changed pyproject.toml installs again.
 $(VENV)/.%: pyproject.toml | $(VENV)/bin/python

