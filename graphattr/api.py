@@ -43,6 +43,7 @@ def convert(
     rules: Sequence[str | os.PathLike[str]] = (),
     lowering: str = "cpu",
     precision: str = "float32",
+    size: str = "fast",
     **params: Any,
 ) -> Explanation:
     """The model with `<tensor>_attribution` outputs behind its own: what each element contributed to the explained score.
@@ -51,6 +52,8 @@ def convert(
     method: a registered name, the path of a .toml, a Method, or a list of these (outputs then end in `_<method>`).
     target: "argmax" (of each sample, of the explained output), an index or a tuple of indices into its axes after the batch,
         "input" (adds an int64 [N] input `target`), or "seed" (adds a float input `seed` of the explained output's shape).
+        Several targets of each sample: "top3" (the 3 largest entries, the largest first; any number) or a list, [3, 7, 11]. They
+        share the forward pass; what is added to the file then has them along a new axis 1, (N, k, *shape of a sample).
     output: the output to explain (default: the first float one).
     wrt: names of the tensors to attribute to, inputs or inner ones (default: all float inputs). "tokens", the default where no
         input is float: every integer input whose ids are looked up in a constant table; `<ids>_attribution` has the shape of the
@@ -65,12 +68,14 @@ def convert(
         the rules say them.
     precision: "float32" explains a float16 or bfloat16 model on a float32 copy of the nodes that matter, while its own outputs
         stay as they are; "model" computes the explanation in the model's precision.
+    size: "fast" lets the Loops of methods of many passes hold copies of their convolutions' kernels where that is faster (on
+        "cpu"), "small" keeps the file at the model's size.
     params: the method's parameters (see `methods()`).
 
     Raises ModelError, UnsupportedOp, MethodError, TargetError; all are GraphattrError.
     """
     _load_rules(rules)
-    order = Order(method, target, output, wrt, strict, delta, ledger, strip, lowering, precision, params, opened(fitted))
+    order = Order(method, target, output, wrt, strict, delta, ledger, strip, lowering, precision, size, params, opened(fitted))
     return explanation_of(model, order)
 
 
@@ -91,7 +96,7 @@ def explain(
 
     if isinstance(model, Explanation):
         return Explainer(model, providers)(inputs, _target_of_the_run(model.manifest, method, target, options))
-    per_sample = isinstance(target, (np.ndarray, list)) and np.ndim(target) == 1
+    per_sample = isinstance(target, np.ndarray) and target.ndim == 1
     options.setdefault("lowering", lowering_for(providers))
     explanation = convert(model, method, "input" if per_sample else target, **options)
     return Explainer(explanation, providers)(inputs, target if per_sample else None)
@@ -143,8 +148,8 @@ def explain_dataset(
 
     write: some of "npy" (each output as one array of all samples, `<output>.npy`, which can be mapped and read while it grows),
     "npz" (arrays of each input) and "png" (its picture). index.csv has a line per sample: file, sample of the file, target (the
-    explained class), top (the highest), its score and probability; line i is row i of the arrays. dataset.json says what the
-    folder belongs to: another explanation, preprocessing or choice of files is a RunError.
+    explained class, or several), top (the highest), its score and probability; line i is row i of the arrays. dataset.json says
+    what the folder belongs to: another explanation, preprocessing or choice of files is a RunError.
 
     data, batch_size, workers and the others: as for `explain_batches`. keep_going: leave out what cannot be explained. progress:
     a bar on stderr; by default where that is a terminal. Returns out, index, arrays (path by output), write, samples (explained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from .errors import MethodError, RunError
 from .session import Device
 
 RESERVED = {"model", "method", "target", "output", "wrt", "fitted", "strict", "delta", "ledger", "strip", "rules", "lowering",
-            "precision"}
+            "precision", "size"}
 
 
 def methods(args: argparse.Namespace) -> list[str] | None:
@@ -51,6 +52,11 @@ def names(text: str | None) -> list[str] | None:
 
 
 def target(text: str) -> Any:
+    if text.startswith("["):  # several
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return text
     try:
         indices = tuple(int(part) for part in text.strip("()").split(",") if part.strip())
     except ValueError:

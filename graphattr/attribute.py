@@ -21,7 +21,7 @@ from .precision import is_half
 from .procedure import Job
 from .references import References
 from .rule import Found, per_sample_sum
-from .targets import NO_RANK, Explained, Target, Wanted, one_hot
+from .targets import NO_RANK, Explained, Target, Wanted, hot_at, indices, several
 from .vjp import depends, total
 
 LEDGER_COLUMNS = ("arrived", "sent", "bias", "stabiliser")
@@ -61,14 +61,19 @@ class Request:
         return graph.between(self.wrt, [self.explained.y])
 
 
-def start(g: Graph, request: Request) -> tuple[Value, Value | None]:
-    """(e_c, target index), or (the `seed` input, None)."""
+Begin = tuple[list[Value], Value | None]
+
+
+def start(g: Graph, request: Request) -> Begin:
+    """(e_c of each target, their indices [N, k]), or (the `seed` input, None)."""
     y = request.explained.y
     if y.shape is None:
         raise TargetError(f"the rank of output {request.explained.name!r} is unknown; {NO_RANK}")
     if request.target == "seed":
-        return g.input("seed", y.dtype, y.shape), None
-    return one_hot(g, y, request.target)
+        return [g.input("seed", y.dtype, y.shape)], None
+    index, k = indices(g, y, request.target), several(request.target)
+    columns = [index] if k is None else [g.Slice(index, [j], [j + 1], [1]) for j in range(k)]
+    return [hot_at(g, y, column) for column in columns], index
 
 
 def plan_of(graph: LayerGraph, method: Method, request: Request) -> Plan:
@@ -95,19 +100,43 @@ def _unaffected(graph: LayerGraph, request: Request) -> list[str]:
 
 
 def attribute(
-    graph: LayerGraph, method: Method, rules: Plan, request: Request, begin: tuple[Value, Value | None], learned: Learned
+    graph: LayerGraph, method: Method, rules: Plan, request: Request, begin: Begin, learned: Sequence[Learned]
 ) -> Written:
-    """Append one method's passes to the graph."""
+    """Append one method's passes to the graph; `learned` for each target.
+
+    Several targets share the forward pass and all that does not depend on the seed; what each gets lies along a new axis 1.
+    """
     g, y = graph.graph, request.explained.y
     if request.ledger and method.procedure:
         raise MethodError(f"method {method.name!r} makes many passes; a ledger is of one: pass ledger=False")
     if request.delta and method.expects == "nothing":
         raise MethodError(f"the attributions of method {method.name!r} add up to nothing that is known: pass delta=False")
+    job = Job(graph, y, begin[0][0], request.wrt, list(g.nodes), (graph, request.path_in(graph)), request.target == "seed",
+              request.strict, removed=request.removed)
+    jobs = [dataclasses.replace(job, onehot=hot, fitted=held) for hot, held in zip(begin[0], learned, strict=True)]
+    parts = [_of_target(one, method, rules, request) for one in jobs]
+    if several(request.target) is None:
+        return parts[0]
+    return dataclasses.replace(parts[0], attributions=_beside(g, [p.attributions for p in parts]),
+                               extras=_beside(g, [p.extras for p in parts]))
+
+
+def _beside(g: Graph, parts: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
+    """What several targets get, under the same names, along a new axis behind the first."""
+    found = {}
+    for name, first in parts[0].items():
+        axis = min(first.rank, 1)
+        rows = [g.Unsqueeze(p[name], [axis]) for p in parts]
+        found[name] = rows[0] if len(rows) == 1 else g.Concat(*rows, axis=axis)
+    return found
+
+
+def _of_target(job: Job, method: Method, rules: Plan, request: Request) -> Written:
+    """One method's passes for one target."""
+    g, y = job.g, job.y
     entries: list[Entry] | None = [] if request.ledger else None
-    job = Job(graph, y, begin[0], request.wrt, list(g.nodes), (graph, request.path_in(graph)), request.target == "seed",
-              request.strict, learned, removed=request.removed)
     found = job.run(method, entries)
-    written = Written(method, {}, rules, unaffected=_unaffected(graph, request))
+    written = Written(method, {}, rules, unaffected=_unaffected(job.graph, request))
     finished = dict(zip(request.wrt, found.maps, strict=True))
     for one in request.wanted:
         found_x = of_ids(g, one.x, one.lookups, finished, method.forward_only) if one.lookups else finished[one.x]

@@ -15,7 +15,7 @@ from .commands import add_commands
 from .errors import GraphattrError, MethodError, TargetError, WriteError
 from .export import Explanation, _plain
 from .fitted import opened
-from .lower import TARGETS, lowering_for
+from .lower import SIZES, TARGETS, lowering_for
 from .precision import PRECISIONS
 from .rule import load_rules
 from .street import Order, street
@@ -147,7 +147,7 @@ def _add_conversion(parser: argparse.ArgumentParser) -> None:
         "--target",
         default="argmax",
         metavar="T",
-        help="argmax, input, seed, an index, or indices such as 3,5,7 (default: argmax)",
+        help="argmax, input, seed, an index, or indices such as 3,5,7; several: top3, [281,285] (default: argmax)",
     )
     parser.add_argument("--fitted", action="append", default=[], metavar="F", help="what `fit` learned, for methods that need it")
     parser.add_argument("--delta", action="store_true", help="add the completeness residual per sample")
@@ -158,6 +158,7 @@ def _add_conversion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="float32", help="in which to explain a float16 or bfloat16 model"
     )
+    parser.add_argument("--size", choices=SIZES, help="small: no copies of kernels inside Loops (default: fast)")
     parser.add_argument(
         "--no-strict", action="store_true", help="let the plain gradient pass where no rule fits; the manifest lists it"
     )
@@ -256,7 +257,8 @@ def _explanation(args: argparse.Namespace) -> Explanation:
                 f"{args.model} is already an explanation of target {manifest['target']!r}; give the source model to "
                 "explain another, or convert it with --target input"
             )
-        options = ("method", "set", "output", "wrt", "fitted", "delta", "ledger", "no_strip", "no_strict", "rules", "lower")
+        options = ("method", "set", "output", "wrt", "fitted", "delta", "ledger", "no_strip", "no_strict", "rules", "lower",
+                   "size")
         given = [f"--{o.replace('_', '-')}" for o in options if getattr(args, o)]
         if given:
             raise MethodError(
@@ -372,6 +374,7 @@ def _order(args: argparse.Namespace) -> dict[str, Any]:
         "strip": not args.no_strip,
         "lowering": args.lower or lowering_for(vars(args).get("provider")),
         "precision": args.precision,
+        "size": args.size or "fast",
         "params": arguments.params(args.set),
         "fitted": args.fitted or None,
     }

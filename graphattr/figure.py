@@ -34,7 +34,7 @@ def plot(
     preprocess: str | None = None,
 ) -> Figure:
     """One sample's attribution as a matplotlib Figure, and as a method `attribution.plot(x)`: heat maps beside the picture, bars
-    of a table's columns, curves of a signal over their relevance, words on their colours.
+    of a table's columns, curves of a signal over their relevance, words on their colours; of several targets one below the other.
 
     x: what was explained, an array or arrays by name; without it, heat maps and bars stand alone. sample: which one of the batch.
     tensor: a key of `scores` (default: the first). labels: names of the classes. columns: names of a table's columns. words (one
@@ -50,16 +50,17 @@ def plot(
         raise RunError(f"there is no sample {sample}: the attribution {name!r} has the shape {attribution.scores[name].shape}")
     at = slice(sample % rows, sample % rows + 1)
     a = _one(attribution, name, at)
+    score = a.each()[0].scores[name]
     probe = View(InputItem(np.empty(0), None, ""), {}, a, preprocess_for(None, ()))
     feeds = {k: v[at] for k, v in _feeds(x, probe.tensor(name), rows).items()}
     held = feeds.get(probe.tensor(name))
-    shape = attribution.scores[name].shape
+    shape = (rows, *score.shape[1:])
     if held is not None and held.shape[1:] != shape[1:] and not held.ndim == len(shape) == 4:
         raise RunError(f"x has samples of shape {held.shape[1:]}, the attribution {name!r} {shape[1:]}")
     if len(columns) and (held is None or len(columns) != held[0].size):
         raise RunError(f"{len(columns)} columns are named, and x has "
                        f"{'none: give x' if held is None else f'{held[0].size} values per sample'}")
-    pre = preprocess_for(preprocess, (a.scores[name] if held is None else held).shape)
+    pre = preprocess_for(preprocess, (score if held is None else held).shape)
     photo = None if held is None else denormalise(held, pre)
     named = {} if words is None else {"tokens": np.asarray(words)[at]}
     item = InputItem(np.empty(0), photo, "x", named, tuple(columns), rate)
@@ -68,14 +69,14 @@ def plot(
 
 
 def _figure(view: View, name: str, shape: Sequence[int]) -> Figure:
-    from .render import figure, sentence
+    from .render import figure, sentence, stacked
 
     if view.tensor(name) in view.manifest.get("tokens", {}):
         if view.tensor(name) not in view.feeds:
             raise RunError(f"the words of {name!r} are not known: give the ids, plot(x), or all inputs by name")
-        found = next((t for t in view.tokens() if t["input"] == view.tensor(name)), None)
-        if found is not None:
-            return figure(sentence(passages([found])[0], found["caption"], found["method"]))
+        found = [t for t in view.tokens() if t["input"] == view.tensor(name)]
+        if found:
+            return figure(stacked([sentence(passages([t])[0], t["caption"], t["method"]) for t in found]))
     made = view.picture(name, 0)
     if made is None:
         hint = "has no picture (pictures, tables, signals and tokens do)" if view.feeds else "needs what was explained: plot(x)"

@@ -208,7 +208,8 @@ def check(explanation: Any, model: Any, data: Any, providers: Any) -> dict[str, 
     if original is not None:
         _compare_outputs(original, feeds, a.outputs, note)
     for tensor, score in a.scores.items():
-        sums = score.reshape(len(score), -1).sum(1, dtype=np.float64) if score.ndim else score
+        rows = score.shape[: 1 if manifest.get("targets") is None else 2]
+        sums = score.reshape(*rows, -1).sum(-1, dtype=np.float64) if score.ndim else score
         note(f"sum of {tensor}", None, np.array2string(np.asarray(sums), precision=6, threshold=8))
     if a.delta is not None:
         scale = max(float(np.abs(s).sum()) / max(len(s), 1) for s in a.scores.values())
@@ -267,10 +268,10 @@ def _feeds(model: onnx.ModelProto, data: Any) -> dict[str, Array]:
 
 
 def _ledger_rows(manifest: Mapping[str, Any], ledger: Array) -> list[dict[str, Any]]:
-    """Per layer, summed over the samples: arrived, sent, bias, stabiliser, and what none of these explains."""
+    """Per layer, summed over the samples (and targets): arrived, sent, bias, stabiliser, and what none of these explains."""
     names = next(iter(manifest["ledger"]["layers"].values()))
     rows = []
-    for name, line in zip(names, ledger.astype(np.float64).sum(0), strict=True):
+    for name, line in zip(names, ledger.astype(np.float64).sum(tuple(range(ledger.ndim - 2))), strict=True):
         entry = {"layer": name, **{c: float(v) for c, v in zip(manifest["ledger"]["columns"], line, strict=True)}}
         entry["unexplained"] = entry["arrived"] - entry["sent"] - entry["bias"] - entry["stabiliser"]
         rows.append(entry)

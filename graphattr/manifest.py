@@ -10,7 +10,7 @@ from .canonical import Canonical
 from .graph import Value
 from .layers import LayerGraph
 from .plan import Bound
-from .targets import entries
+from .targets import Target, entries, several
 from .version import __version__
 
 
@@ -29,7 +29,7 @@ def manifest_of(
     lowering: str,
 ) -> dict[str, Any]:
     """What was done: enough to know, without graphattr, what each added output means and which rule each layer got."""
-    several = len(written) > 1
+    many = len(written) > 1
     end = {w.method.name: suffix(w, written) for w in written}
     name = request.explained.name
     source_outputs = [o.name for o in canonical.model.graph.output]
@@ -39,7 +39,8 @@ def manifest_of(
         "method": ",".join(w.method.name for w in written),
         "params": dict(params),
         "parameters": {w.method.name: {k: held for k, (_, held) in w.method.parameters().items()} for w in written},
-        "target": request.target if isinstance(request.target, (str, int)) else list(request.target),
+        "target": _plain(request.target),
+        "targets": several(request.target),
         "target_tensor": _index_name(index),
         "entries": entries(request.explained.y),
         "output": name,
@@ -48,12 +49,12 @@ def manifest_of(
         "tokens": {one.x.name: [v.name for v in one.tensors] for one in request.wanted if one.lookups},
         "outputs": source_outputs,
         "attributions": {
-            (t if not several else f"{t}/{w.method.name}"): f"{t}_attribution{end[w.method.name]}"
+            (t if not many else f"{t}/{w.method.name}"): f"{t}_attribution{end[w.method.name]}"
             for w in written
             for t in w.attributions
         },
         "extras": {
-            (e if not several else f"{e}/{w.method.name}"): f"{name}_{e}{end[w.method.name]}" for w in written for e in w.extras
+            (e if not many else f"{e}/{w.method.name}"): f"{name}_{e}{end[w.method.name]}" for w in written for e in w.extras
         },
         "ledger": {"columns": LEDGER_COLUMNS, "layers": {w.method.name: w.ledger_layers for w in written}}
         if request.ledger
@@ -65,6 +66,11 @@ def manifest_of(
         "lowering": lowering,
         "fallbacks": sorted({n for w in written for n, b in w.plan.items() if b.fallback}),
     }
+
+
+def _plain(target: Target) -> Any:
+    """As JSON has it: tuples are lists, and `targets` tells the indices of one target from several targets."""
+    return [_plain(t) for t in target] if isinstance(target, (list, tuple)) else target
 
 
 def _index_name(index: Value | None) -> str | None:

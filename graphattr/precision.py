@@ -20,7 +20,7 @@ from .errors import MethodError, UnsupportedOp, did_you_mean
 from .graph import Array, Graph, Node, Stored, Value
 from .kinds import QUANTISERS
 from .simplify import prune, with_nodes
-from .targets import Explained, one_hot
+from .targets import Explained, Target, indices
 
 PRECISIONS = ("float32", "model")
 HALF = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
@@ -57,25 +57,27 @@ class Twin:
         g = self.wide.graph
         return with_nodes(g, g.nodes, g.outputs[len(self.own.graph.outputs) :])
 
-    def join(self, g: Graph, wrt: Iterable[Value], argmax: Value | None) -> tuple[Graph, Value | None]:
-        """(the model's own graph with the twin's nodes behind it, its own argmax): g is the twin, simplified and lowered.
+    def join(
+        self, g: Graph, wrt: Iterable[Value], index: Value | None = None, target: Target = "argmax"
+    ) -> tuple[Graph, Value | None]:
+        """(the model's own graph with the twin's nodes behind it, the indices explained): g is the twin, simplified and lowered.
 
-        Attributed tensors are the model's own ones cast to float32, and the argmax is taken on the model's own output.
+        Attributed tensors are the model's own ones cast to float32, and the largest entries are those of the model's own output.
         """
         own, n_nodes = self.own.graph, len(self.own.graph.nodes)
         own._names.update(g._names)
         roots = {v.name: v for v in [*own.inputs, *(v for n in own.nodes for v in n.outputs)]}
         stands = {v: _wide(own, roots[v.name]) for v in wrt}
         stands |= {v: _wide(own, mine) for v, mine in self.held.items() if v not in stands}
-        index = None
-        if argmax is not None:
-            index = stands[argmax] = one_hot(own, _rounded(own, self.explained.y), "argmax")[1]
+        if index is not None and isinstance(target, str) and target != "input":
+            mine = indices(own, _rounded(own, self.explained.y), target)
+            stands[index], index = mine, mine
         start = own.nodes[n_nodes:]  # the Casts, and the argmax
         nodes = [n for node in g.nodes if (n := _moved(own, node, stands, self.copies)) is not None]
         outputs = [*own.outputs, *((name, stands.get(v, v)) for name, v in g.outputs)]
         joined = with_nodes(own, [*own.nodes[:n_nodes], *start, *nodes], outputs)
-        mine = {v.name for v in own.inputs}
-        joined.inputs = [*own.inputs, *(v for v in g.inputs if v.name not in mine)]
+        held = {v.name for v in own.inputs}
+        joined.inputs = [*own.inputs, *(v for v in g.inputs if v.name not in held)]
         return prune(joined), index
 
 
@@ -231,7 +233,7 @@ def _wide(own: Graph, v: Value) -> Value:
 
 def _rounded(own: Graph, y: Value) -> Value:
     """y as it leaves the model: ONNX Runtime computes on the CPU in float32 and skips the rounding between two such nodes; it
-    rounds where two nodes in a row (here and in `one_hot`) need no arithmetic."""
+    rounds where two nodes in a row (here and in `targets.indices`) need no arithmetic."""
     if not is_half(y):
         return y
     made = own.producer(y)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ INDEX = "graphattr_target_index"
 @dataclass(frozen=True)
 class Attribution:
     """What a run gives: `scores` and `outputs` by tensor name, the explained index per sample, `delta`, `ledger`, and what the
-    explanation says of itself (`manifest`)."""
+    explanation says of itself (`manifest`). Several targets: all but `outputs` have them as axis 1, `target` is (N, k)."""
 
     scores: Mapping[str, Array]
     outputs: Mapping[str, Array]
@@ -38,13 +38,31 @@ class Attribution:
 
     plot: ClassVar[Callable[..., Any]]  # graphattr.plot, which stands on a higher floor
 
+    def each(self) -> list[Attribution]:
+        """An Attribution for each target where several were asked for, as if it had been the only one; else this one."""
+        k = self.manifest.get("targets")
+        if k is None:
+            return [self]
+
+        def at(v: Any, j: int) -> Any:
+            return None if v is None else v.take(j, min(1, v.ndim - 1))
+
+        return [
+            replace(self, scores={n: at(v, j) for n, v in self.scores.items()}, target=at(self.target, j),
+                    delta=at(self.delta, j), ledger=at(self.ledger, j), extras={n: at(v, j) for n, v in self.extras.items()},
+                    manifest={**self.manifest, "targets": None})
+            for j in range(k)
+        ]
+
     def records(self, x: Any = None, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
         """One row per sample and column of tables (N, F), as `pandas.DataFrame` takes them: tensor, method, sample, target (None:
         a seed), column, value (where x is given), attribution.
 
         x: what was explained, an array or arrays by name. columns: their names (default: x0, x1 ...). Attributions of other
-        shapes are left out; RunError where there is no table, or x or columns do not fit.
+        shapes are left out; RunError where there is no table, or x or columns do not fit. Several targets: the first one's first.
         """
+        if self.manifest.get("targets") is not None:
+            return [row for one in self.each() for row in one.records(x, columns)]
         tables = {name: score for name, score in self.scores.items() if score.ndim == 2}
         if not tables:
             shapes = ", ".join(f"{name} {score.shape}" for name, score in self.scores.items())
@@ -236,7 +254,8 @@ class Explainer:
     def _target(self, found: Mapping[str, Array], feeds: Mapping[str, Array], rows: int) -> Array | None:
         """The explained index per sample, into the explained output's flattened trailing axes."""
         if self._index:
-            return np.asarray(found[self._index]).reshape(-1)
+            index = np.asarray(found[self._index])
+            return index if self.manifest.get("targets") is not None else index.reshape(-1)
         return feeds["target"].reshape(-1) if "target" in self._ours else None
 
 

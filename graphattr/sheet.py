@@ -66,7 +66,8 @@ class Sheet:
     def _save_table(self) -> list[Path]:
         """Of a table whose columns have names: a row per sample and column."""
         view = self.view
-        scores = {name: score for name, score in view.a.scores.items() if score.ndim == 2 and view.columns(name, 0)}
+        first = view.each()[0]
+        scores = {name: view.a.scores[name] for name, one in first.a.scores.items() if one.ndim == 2 and first.columns(name, 0)}
         if not scores:
             return []
         rows = replace(view.a, scores=scores).records(view.feeds, view.item.columns)

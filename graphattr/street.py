@@ -22,7 +22,7 @@ from .method import Method, load_method
 from .precision import check_precision, computes_in_half, twin_of
 from .simplify import simplify
 from .source import read
-from .targets import Target, check_target, data_roots, explained_output, wanted
+from .targets import Target, check_target, data_roots, explained_output, singly, wanted
 
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
 MethodLike = str | os.PathLike[str] | Method
@@ -42,6 +42,7 @@ class Order:
     strip: bool = True
     lowering: str = "cpu"
     precision: str = "float32"
+    size: str = "fast"
     params: Mapping[str, Any] = field(default_factory=dict)
     fitted: Sequence[Fitted] = ()
 
@@ -66,21 +67,23 @@ def street(model: Model, order: Order) -> Iterator[tuple[str, Any]]:
         request = request_of(canonical, order)
     graph = to_layers(canonical.graph, data_roots(canonical, request.wrt), [*request.wrt, request.explained.y])
     yield "layers", graph
-    learned = learned_for(chosen, order.fitted, source, request.target)
+    learned = [learned_for(chosen, order.fitted, source, aim) for aim in singly(request.target)]
     plans = [plan_of(graph, m, request) for m in chosen]
     yield "plan", plans
     begin = start(graph.graph, request)
-    written = [attribute(graph, m, p, request, begin, held) for m, p, held in zip(chosen, plans, learned, strict=True)]
+    of_method = zip(chosen, plans, zip(*learned, strict=True), strict=True)
+    written = [attribute(graph, m, p, request, begin, held) for m, p, held in of_method]
     name_outputs(canonical.graph, added_outputs(written, request))
     yield "backward", canonical.graph
     slim = simplify(canonical.graph if twin is None else twin.added())
     yield "simplify", slim
-    fast = lower(slim, order.lowering)
+    fast = lower(slim, order.lowering, order.size)
     yield "lower", fast
     index = begin[1] if any(begin[1] in n.outputs for n in fast.nodes) else None  # nothing may have needed it
     if twin is not None:
-        fast, index = twin.join(fast, request.wrt, index if request.target == "argmax" else None)
+        fast, index = twin.join(fast, request.wrt, index, request.target)
     manifest = manifest_of(canonical, graph, request, written, index, order.params, order.lowering)
+    manifest["size"] = order.size
     if half:
         manifest["precision"] = order.precision
     if order.fitted:

@@ -132,6 +132,6 @@ def listing(report: Mapping[str, Any]) -> str:
     methods = {f["method"] for f in report["features"]}
     wide = max((len(f["name"]) for f in report["features"]), default=0)
     for f in report["features"]:
-        end = f"  {f['method']}" if len(methods) > 1 else ""
+        end = (f"  {f['method']}" if len(methods) > 1 else "") + (f"  {f['caption']}" if "caption" in f else "")
         lines.append(f"  {f['name']:{wide}} = {f['value']:<10.4g} {f['relevance']:+.4g}{end}")
     return "\n".join([*lines, *(f"  {f}" for f in report["files"])])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,10 @@ TERMINAL = ("Softmax", "LogSoftmax", "Sigmoid")
 LOOK_THROUGH = ("Identity", "Reshape", "Squeeze", "Flatten", "Unsqueeze", "Cast", "Dropout")
 NO_RANK = "give the inputs of the model a shape (axes may be symbolic), or run onnx.shape_inference on it"
 TOKENS = "tokens"
-Target = str | int | tuple[int, ...]
+One = int | tuple[int, ...]
+Target = str | One | list[One]
+TOP = re.compile(r"top([1-9][0-9]*)")
+CHOICE = "'argmax', 'top3', 'input', 'seed', an index, a tuple of indices or a list of these"
 
 
 @dataclass(frozen=True)
@@ -194,13 +198,35 @@ def _where_floats_begin(g: Graph) -> list[Value]:
 # -- the target ---------------------------------------------------------------------------------------------------
 def check_target(target: Any, y: Value) -> Target:
     """The target in its canonical form, checked against y's static shape."""
-    if isinstance(target, str):
-        if target not in ("argmax", "input", "seed"):
-            raise TargetError(
-                f"target must be 'argmax', 'input', 'seed', an index or a tuple of indices, not {target!r}"
-                + did_you_mean(target, ("argmax", "input", "seed"))
-            )
-        return target
+    if isinstance(target, list):
+        if not target or any(isinstance(t, (str, list)) for t in target):
+            raise TargetError(f"a list of targets holds indices or tuples of indices, at least one, not {target!r}")
+        return [_check_one(t, y) for t in target]
+    if not isinstance(target, str):
+        return _check_one(target, y)
+    k, count = several(target), entries(y)
+    if k is None and target not in ("argmax", "input", "seed"):
+        raise TargetError(f"target must be {CHOICE}, not {target!r}{did_you_mean(target, ('argmax', 'top3', 'input', 'seed'))}")
+    if k is not None and count is not None and k > count:
+        raise TargetError(f"target {target!r} asks for {k} classes, and the explained output {y.name!r} of shape "
+                          f"{shape_text(y.shape)} has {count}")
+    return target
+
+
+def several(target: Target) -> int | None:
+    """How many targets of each sample are asked for, along an axis of their own behind the batch; None: one, and no such axis."""
+    if isinstance(target, list):
+        return len(target)
+    found = TOP.fullmatch(target) if isinstance(target, str) else None
+    return None if found is None else int(found[1])
+
+
+def singly(target: Target) -> list[Target]:
+    """What is asked for, a target at a time."""
+    return list(target) if isinstance(target, list) else [target] * (several(target) or 1)
+
+
+def _check_one(target: Any, y: Value) -> One:
     sizes = y.shape[1:] if y.shape is not None else ()
     if isinstance(target, (int, np.integer)) and not isinstance(target, bool):
         count = entries(y)
@@ -210,19 +236,19 @@ def check_target(target: Any, y: Value) -> Target:
                 f"{shape_text(y.shape)}, so a target is " + ("0" if count == 1 else f"0 to {count - 1}" if count else "0 or more")
             )
         return int(target)
-    if isinstance(target, (tuple, list)) and all(isinstance(t, (int, np.integer)) and not isinstance(t, bool) for t in target):
+    if isinstance(target, tuple) and all(isinstance(t, (int, np.integer)) and not isinstance(t, bool) for t in target):
         if len(target) != len(sizes):
             raise TargetError(
-                f"target {tuple(target)} has {len(target)} indices, but the explained output {y.name!r} has "
+                f"target {target} has {len(target)} indices, but the explained output {y.name!r} has "
                 f"{len(sizes)} axes after the batch (shape {shape_text(y.shape)})"
             )
         for t, d in zip(target, sizes, strict=True):
             if t < 0 or (isinstance(d, int) and t >= d):
                 raise TargetError(
-                    f"target {tuple(target)} is out of range for the explained output {y.name!r} of shape {shape_text(y.shape)}"
+                    f"target {target} is out of range for the explained output {y.name!r} of shape {shape_text(y.shape)}"
                 )
         return tuple(int(t) for t in target)
-    raise TargetError(f"target must be 'argmax', 'input', 'seed', an index or a tuple of indices, not {target!r}")
+    raise TargetError(f"target must be {CHOICE}, not {target!r}")
 
 
 def entries(y: Value) -> int | None:
@@ -232,28 +258,51 @@ def entries(y: Value) -> int | None:
 
 
 def one_hot(g: Graph, y: Value, target: Target) -> tuple[Value, Value]:
-    """(e_c of y's shape, c as int64 [N, 1]). An index out of range at run time is an error of ONNX Runtime, not a silent zero."""
-    rows = g.Slice(g.shape(y), [0], [1]) if y.rank else g.const([1], "int64")
-    flat = g.Reshape(y, g.Concat(rows, [-1], axis=0) if y.rank > 1 else [-1, 1])
+    """(e_c of y's shape, c as int64 [N, 1]) of one target."""
+    column = indices(g, y, target)
+    return hot_at(g, y, column), column
+
+
+def indices(g: Graph, y: Value, target: Target) -> Value:
+    """c as int64 [N, 1], of several targets [N, k]: the largest first, of equal ones the lower index."""
+    rows, flat = _rows(g, y)
+    k = several(target)
     if target == "argmax":
-        index = g.emit("ArgMax", flat, axis=1, keepdims=1)
-    elif target == "input":
+        return g.emit("ArgMax", flat, axis=1, keepdims=1)
+    if target == "input":
         index = g.Reshape(g.input("target", np.int64, (y.shape[0] if y.shape else 1,)), [-1, 1])
         index = g.Where(index < 0, g.Slice(g.shape(flat), [1], [2]), index)  # ScatterElements counts negative ones from the end
-    elif isinstance(target, int):
-        index = g.const([[target]], "int64")
+    elif isinstance(target, str):
+        return g.emit("TopK", flat, g.const([k], "int64"), n_outputs=2, axis=1, largest=1, sorted=1)[1]
     else:
-        assert isinstance(target, tuple)
-        sizes = g.Slice(g.shape(y), [1], [2**31 - 1])
-        index = g.const(0, "int64")
-        for axis, t in enumerate(target):
-            index = index * g.Gather(sizes, axis) + g.const(t, "int64")
-        index = g.Reshape(index, [1, 1])
-    column = g.Expand(index, g.Concat(rows, [1], axis=0))
+        columns = [_index(g, y, one) for one in (target if isinstance(target, list) else [target])]
+        index = columns[0] if len(columns) == 1 else g.Concat(*columns, axis=1)
+    return g.Expand(index, g.Concat(rows, [k or 1], axis=0))
+
+
+def hot_at(g: Graph, y: Value, column: Value) -> Value:
+    """e_c of y's shape for c of shape [N, 1]. An index out of range at run time is an error of ONNX Runtime, no silent zero."""
+    flat = _rows(g, y)[1]
     zeros = g.ConstantOfShape(g.shape(flat), value=np.zeros(1, y.dtype))
     ones = g.ConstantOfShape(g.shape(column), value=np.ones(1, y.dtype))
-    hot = g.emit("Reshape", g.ScatterElements(zeros, column, ones, axis=1), g.shape(y), out_shape=y.shape)
-    return hot, column
+    return g.emit("Reshape", g.ScatterElements(zeros, column, ones, axis=1), g.shape(y), out_shape=y.shape)
+
+
+def _rows(g: Graph, y: Value) -> tuple[Value, Value]:
+    """(N as a shape, y as [N, entries])."""
+    rows = g.Slice(g.shape(y), [0], [1]) if y.rank else g.const([1], "int64")
+    return rows, g.Reshape(y, g.Concat(rows, [-1], axis=0) if y.rank > 1 else [-1, 1])
+
+
+def _index(g: Graph, y: Value, target: One) -> Value:
+    """The index into the flattened entries of a sample, [1, 1]."""
+    if isinstance(target, int):
+        return g.const([[target]], "int64")
+    sizes = g.Slice(g.shape(y), [1], [2**31 - 1])
+    index = g.const(0, "int64")
+    for axis, t in enumerate(target):
+        index = index * g.Gather(sizes, axis) + g.const(t, "int64")
+    return g.Reshape(index, [1, 1])
 
 
 def _listing(outputs: Sequence[tuple[str, Value]]) -> str:

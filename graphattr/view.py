@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,10 @@ class View:
         """What the explanation says of itself."""
         return self.a.manifest
 
+    def each(self) -> list[View]:
+        """One for each target."""
+        return [replace(self, a=a) for a in self.a.each()]
+
     def logits(self) -> Array:
         """(N, entries) of the explained output."""
         logits = np.asarray(self.a.outputs[self.manifest["output"]])
@@ -57,7 +61,9 @@ class View:
         return tensor_and_method(score_name, self.manifest)[1] or str(self.manifest.get("method", ""))
 
     def features(self, top: int) -> list[dict[str, Any]]:
-        """Of a table's first sample: the columns with the most relevance, by each method."""
+        """Of a table's first sample: the columns with the most relevance, by each method and for each target."""
+        if self.manifest.get("targets") is not None:
+            return [{**row, "caption": one.caption(0)} for one in self.each() for row in one.features(top)]
         found = []
         for score_name in self.a.scores:
             columns = self.columns(score_name, 0)
@@ -75,9 +81,13 @@ class View:
         return list(zip(names, map(float, values[i].ravel()), scores, strict=True))
 
     def picture(self, score_name: str, i: int) -> Any:
-        """A panel for picture-like attributions, curves for signals, bars for a few values, None for others."""
-        from .render import bars, curves, panel, reduction
+        """A panel for picture-like attributions, curves for signals, bars for a few values, None for others; of several targets
+        one below the other."""
+        from .render import bars, curves, panel, reduction, stacked
 
+        if self.manifest.get("targets") is not None:
+            made = [one.picture(score_name, i) for one in self.each()]
+            return None if None in made else stacked(made)
         score, caption, method = self.a.scores[score_name][i], self.caption(i), self.method(score_name)
         photo, last = self.item.display, self.pre.layout == "NHWC"
         if score.ndim == 3 and (photo is not None or score.shape[0] in (1, 3, 4) or last):
@@ -105,7 +115,9 @@ class View:
         return (x[i][None], r[i][None]) if r.ndim == 2 else (x[i], r[i]) if axis == 2 else (x[i].T, r[i].T)
 
     def tokens(self) -> list[dict[str, Any]]:
-        """Words and relevance of every sample, for each input of words and each method."""
+        """Words and relevance of every sample, for each input of words, each method and each target."""
+        if self.manifest.get("targets") is not None:
+            return [row for one in self.each() for row in one.tokens()]
         rows: list[dict[str, Any]] = []
         held = list(self.manifest.get("tokens", {}))
         shown = [name for name in held if role(name) == "ids"] or held

@@ -88,8 +88,9 @@ def lines_of(unit: Unit, names: Sequence[str], columns: Sequence[str]) -> list[d
     chances = logits if ended else _softmax(logits.astype(np.float64))
     lines = []
     for i, (entry, sample) in enumerate(unit.samples):
+        aims = [] if a.target is None else np.ravel(a.target[i]).tolist()
         line = {
-            "file": entry.file, "sample": sample, "target": "" if a.target is None else int(a.target[i]), "top": int(top[i]),
+            "file": entry.file, "sample": sample, "target": " ".join(map(str, aims)), "top": int(top[i]),
             "score": f"{logits[i, top[i]]:.7g}", "probability": f"{chances[i, top[i]]:.6g}" if probable else "",
             "label": label(int(top[i]), names), "result": entry.result,
         }

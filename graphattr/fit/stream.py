@@ -113,7 +113,7 @@ class Stream:
         shown = [(f"statistics/{n}", v) for n, v in outputs.items()]
         fast = lower(simplify(with_nodes(g, g.nodes, shown)), self.lowering)
         if self.twin is not None:
-            fast = self.twin.join(fast, self.wrt, None)[0]
+            fast = self.twin.join(fast, self.wrt)[0]
             fast = prune(with_nodes(fast, fast.nodes, [pair for pair in fast.outputs if pair[0] in dict(shown)]))
         used = {v for n in fast.nodes for v in n.uses} | {v for _, v in fast.outputs}
         fast.inputs = [v for v in fast.inputs if v in used]

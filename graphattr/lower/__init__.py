@@ -14,6 +14,7 @@ from . import convolution, even, flat, inside, layout, levels, mask, pool, recom
 from .walk import rewrite
 
 Step = Callable[[Graph], Graph]
+SIZES = ("fast", "small")
 
 COMMON: list[Step] = [
     lambda g: rewrite(g, recompute.cheap(g)),
@@ -45,13 +46,18 @@ TARGETS: dict[str, list[Step]] = {
 }
 
 
-def lower(g: Graph, target: str = "cpu") -> Graph:
-    """The graph with the rewrites of a target: "cpu", "cuda", or "portable" (none). The source model's nodes stay."""
+def lower(g: Graph, target: str = "cpu", size: str = "fast") -> Graph:
+    """The graph with the rewrites of a target: "cpu", "cuda", or "portable" (none). The source model's nodes stay.
+
+    size: "fast" gives the bodies of Loops kernels of their own where that is faster (on "cpu"), "small" never.
+    """
     if target not in TARGETS:
         raise MethodError(
             f"lowering must be one of {', '.join(TARGETS)}, not {target!r}{did_you_mean(target, TARGETS)}"
         )
-    return _lowered(g, target, {}, inside.Room.beside(g) if target == "cpu" else inside.Room(0))
+    if size not in SIZES:
+        raise MethodError(f"size must be one of {', '.join(SIZES)}, not {size!r}{did_you_mean(size, SIZES)}")
+    return _lowered(g, target, {}, inside.Room.beside(g) if target == "cpu" and size == "fast" else inside.Room(0))
 
 
 def _lowered(g: Graph, target: str, outer: inside.Makers, room: inside.Room) -> Graph:

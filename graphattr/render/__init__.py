@@ -8,16 +8,16 @@ from graphattr.render.heatmap import colours, heatmap, overlay, reduce_channels,
 from graphattr.render.words import Passage, coloured, page
 
 if TYPE_CHECKING:
-    from graphattr.render.compose import Row, bars, grid, panel
+    from graphattr.render.compose import Row, bars, grid, panel, stacked
     from graphattr.render.notebook import figure
     from graphattr.render.prose import sentence
     from graphattr.render.save import save_png
     from graphattr.render.signals import curves
 
 __all__ = ["Passage", "Row", "bars", "coloured", "colours", "curves", "figure", "grid", "heatmap", "overlay", "page",
-           "panel", "reduce_channels", "reduction", "robust_scale", "save_png", "sentence"]
+           "panel", "reduce_channels", "reduction", "robust_scale", "save_png", "sentence", "stacked"]
 
-WITH_PILLOW = {**dict.fromkeys(("Row", "bars", "grid", "panel"), "compose"), "curves": "signals", "figure": "notebook",
+WITH_PILLOW = {**dict.fromkeys(("Row", "bars", "grid", "panel", "stacked"), "compose"), "curves": "signals", "figure": "notebook",
                "sentence": "prose", "save_png": "save"}
 
 

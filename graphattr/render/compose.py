@@ -62,6 +62,16 @@ def panel(photo: Pixels | None, a: ArrayLike, title: str, legend: str = "", how:
     return page
 
 
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures below one another."""
+    page = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), WHITE)
+    top = 0
+    for p in pictures:
+        page.paste(p, (0, top))
+        top += p.height
+    return page
+
+
 def grid(rows: Sequence[Row], columns: Sequence[str], title: str = "", note: str = "", side: int = 336) -> Image.Image:
     """Photos below one another, input and methods side by side; every map has its own scale."""
     if not rows or any(not len(r.maps) or len(r.maps) != len(columns) - 1 for r in rows):

@@ -95,3 +95,15 @@ def test_onnx_runtime_lays_the_body_out_in_blocks(base, tmp_path):
         pytest.skip("this machine has no blocked kernels")
     forward, inner = blocked(graphattr.convert(plain(1), "integrated_gradients", target=1, base=base, n_steps=2))
     assert inner == alone > forward
+
+
+def test_small_files_have_no_copies():
+    """`size="small"` shares the kernels with the model: the same values, and a file that the model's weights do not grow."""
+    x, kernels = inputs(2), own_weights(plain().graph) * 4
+    fast, small = (graphattr.convert(plain(), "integrated_gradients", target=1, n_steps=3, size=s) for s in ("fast", "small"))
+    assert own_weights(next(bodies(small.model.graph))) == 0
+    assert kernels < fast.model.ByteSize() - small.model.ByteSize() < 1.2 * kernels
+    assert distance(run(small, x)[1], run(fast, x)[1]) < 3e-6
+    assert [e.manifest["size"] for e in (fast, small)] == ["fast", "small"]
+    with pytest.raises(graphattr.MethodError, match="size must be one of fast, small, not 'tiny'"):
+        graphattr.convert(plain(), "integrated_gradients", size="tiny")

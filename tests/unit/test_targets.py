@@ -36,7 +36,7 @@ def jacobian(proto=None):
 # -- the target ---------------------------------------------------------------------------------------------------
 def test_an_index_a_tuple_and_the_largest():
     want = jacobian()
-    for target in (0, 1, 2, (1,), [2], np.int64(0)):
+    for target in (0, 1, 2, (1,), np.int64(0)):
         a = graphattr.Explainer(graphattr.convert(mlp(), method="gradient", target=target))(X)
         index = int(np.ravel(target)[0])
         assert a.target.tolist() == [index] * 5
