@@ -7,7 +7,7 @@
     python -m tests.bench -o bench.json --peers /path/to/python
 
 Each time is a median of runs that take turns with all that it is compared with: one thread, its CPU time, torch and ONNX
-Runtime in processes apart. Memory is the peak of a fresh process above its imports, three runs in. Explanations run in an
+Runtime in processes apart. Memory is the peak of a fresh process above its imports, two runs in. Explanations run in an
 `Explainer` on the saved file with its own session settings, the model in ONNX Runtime with its defaults; networks have a
 static batch and seeded weights (EfficientNet-Lite0: trained). torch's parameters ask for no gradient.
 """
@@ -179,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 try:
                     with tempfile.TemporaryDirectory() as folder:
                         rows += measure(net, batch, methods, asked, Path(folder), say)
+                    progress.print(f"{time.monotonic() - start:4.0f} s  {Path(net).stem} batch {batch}", style="dim")
                 except Failed as e:
                     failed.append(f"{net} batch {batch}: {e}")
             say("the tape")

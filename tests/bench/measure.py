@@ -40,7 +40,7 @@ WORKS = {
     "gradient": Work("gradient", peer="captum"),
     "lrp.epsilon_plus_flat": Work("lrp.epsilon_plus_flat", peer="zennit"),
     "integrated_gradients": Work("integrated_gradients", {"n_steps": STEPS}, STEPS, "gradient", "captum"),
-    "smoothgrad": Work("smoothgrad", {"n_samples": STEPS}, STEPS, "gradient", "captum"),
+    "smoothgrad": Work("smoothgrad", {"n_samples": STEPS}, STEPS, "gradient"),
     "guided_ig": Work("guided_ig", {"n_steps": STEPS}, STEPS, "gradient"),
     "vargrad": Work("vargrad", {"n_samples": STEPS}, STEPS, "gradient"),
     "integrated_gradients of lrp": Work(

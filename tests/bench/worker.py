@@ -21,6 +21,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "rules")]
 Call = Callable[[], Any]
+TURN = 100.0  # milliseconds
 
 
 def peak() -> float:
@@ -36,14 +37,20 @@ def picture(shape: list[int]) -> np.ndarray[Any, Any]:
 
 
 def in_turns(calls: dict[str, Call]) -> None:
-    """Run each once; then print the milliseconds of those whose names are read, as lines `ms 1.5`."""
+    """Run each once; then print the milliseconds of those whose names are read, as lines `ms 1.5`.
+
+    A short run is repeated within its turn, of which the median counts: its first finds the caches full of another's data.
+    """
     for call in calls.values():
         call()
     print("ready", flush=True)
     for line in sys.stdin:
-        start = time.thread_time()
-        calls[line.strip()]()
-        print("ms", (time.thread_time() - start) * 1e3, flush=True)
+        call, spent = calls[line.strip()], list[float]()
+        while sum(spent) < TURN:
+            start = time.thread_time()
+            call()
+            spent.append((time.thread_time() - start) * 1e3)
+        print("ms", statistics.median(spent), flush=True)
 
 
 def opened(path: str, explains: bool, prepacking: bool, x: np.ndarray[Any, Any]) -> Call:
@@ -69,7 +76,7 @@ def timing(files: dict[str, dict[str, Any]], shape: list[int]) -> None:
 
 
 def memory(file: dict[str, Any], shape: list[int]) -> dict[str, float]:
-    """MB above those of a process that has imported what it needs: once the file is open, and after three runs."""
+    """MB above those of a process that has imported what it needs: once the file is open, and after two runs."""
     import onnxruntime  # noqa: F401
 
     import graphattr  # noqa: F401
@@ -77,7 +84,7 @@ def memory(file: dict[str, Any], shape: list[int]) -> dict[str, float]:
     x, before = picture(shape), peak()
     run = opened(**file, x=x)
     held = peak() - before
-    for _ in range(3):
+    for _ in range(2):
         run()
     return {"opened": held, "peak": peak() - before}
 
@@ -139,12 +146,12 @@ def tape(nodes: int) -> dict[str, float]:
 
 
 def peer_calls(name: str, x: np.ndarray[Any, Any], works: list[str], steps: int) -> dict[str, Call]:
-    """torch's forward pass; captum's InputXGradient, IntegratedGradients, NoiseTunnel; zennit's EpsilonPlusFlat.
+    """torch's forward pass; captum's InputXGradient and IntegratedGradients; zennit's EpsilonPlusFlat.
 
     The parameters ask for no gradient: nothing is kept for derivatives that nobody wants.
     """
     import torch
-    from captum.attr import InputXGradient, IntegratedGradients, NoiseTunnel, Saliency
+    from captum.attr import InputXGradient, IntegratedGradients
     from torch_nets import NETS
     from zennit.attribution import Gradient
     from zennit.composites import EpsilonPlusFlat
@@ -161,16 +168,11 @@ def peer_calls(name: str, x: np.ndarray[Any, Any], works: list[str], steps: int)
     def path() -> None:
         IntegratedGradients(net).attribute(given, target=0, n_steps=steps, internal_batch_size=batch)
 
-    def smooth() -> None:
-        tunnel = NoiseTunnel(Saliency(net))
-        tunnel.attribute(given, nt_samples=steps, nt_samples_batch_size=1, target=0, abs=False)
-
     def relevance() -> None:
         with Gradient(model=net, composite=EpsilonPlusFlat()) as attributor:
             attributor(given.clone(), torch.eye(1000)[[0] * batch])
 
-    known = {"forward": forward, "gradient": gradient, "lrp.epsilon_plus_flat": relevance, "integrated_gradients": path,
-             "smoothgrad": smooth}
+    known = {"forward": forward, "gradient": gradient, "lrp.epsilon_plus_flat": relevance, "integrated_gradients": path}
     return {work: known[work] for work in works}
 
 
@@ -190,7 +192,7 @@ def peer_memory(work: str, shape: list[int], **order: Any) -> dict[str, float]:
     torch.set_num_threads(1)
     x, before = picture(shape), peak()
     run = peer_calls(x=x, works=[work], **order)[work]
-    for _ in range(3):
+    for _ in range(2):
         run()
     return {"peak": peak() - before}
 
