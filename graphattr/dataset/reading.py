@@ -99,12 +99,12 @@ class Reader:
     def jobs(self, entries: Sequence[Entry], done: Mapping[str, bytearray]) -> Iterator[Job]:
         """What is to be read, in order; `done` says which samples of a file are there already."""
         for entry in entries:
-            if entry.file in done and (self.whole or not self._streams(entry)):
+            whole = self.whole or not self._streams(entry)
+            if whole:
+                if entry.file not in done:
+                    yield Job(entry)
                 continue
             try:
-                if self.whole or not self._streams(entry):
-                    yield Job(entry)
-                    continue
                 if entry.file in done and done[entry.file].count(1) == rows_of_file(Path(entry.path), self.shapes):
                     continue
                 at = 0

@@ -78,6 +78,8 @@ class Work:
         for name, number in (("batch_size", self.batch_size), ("workers", self.workers)):
             if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
                 raise RunError(f"{name.replace('_', ' ')} must be a whole number from 1 on, not {number!r}")
+        if self.text and "npy" in (self.write or ()):
+            raise RunError("texts given as words have no folder that goes on: put them into a .txt file to write npy")
         if not self.of_files and self.write and {*self.write} != {"npy"}:
             raise RunError('arrays have no files that results could be named after: write=["npy"] puts them into arrays of all')
 

@@ -415,7 +415,7 @@ def test_a_sample_that_cannot_be_explained_is_named(mlp_gradient, tmp_path, writ
 
 
 def test_a_run_that_fails_names_the_sample(tmp_path):
-    """The attribution of one of four is infinite: 0 * 1 / 0."""
+    """The derivative of a root is infinite at 0, in one of four samples."""
     made = graphattr.convert(model([node("Sqrt", "x", "s"), node("Gemm", "s w", "y")], weights={"w": array(4, 3)}), "gradient")
     x = np.abs(X[:4])
     x[2, 1] = 0
@@ -425,6 +425,8 @@ def test_a_run_that_fails_names_the_sample(tmp_path):
     found = graphattr.explain_dataset(made, tmp_path / "x.npy", tmp_path / "goes", keep_going=True)
     assert (found["samples"], len(found["failed"])) == (3, 1)
     assert [int(r["sample"]) for r in lines(tmp_path / "goes")] == [0, 1, 3]
+    each = graphattr.explain_dataset(made, tmp_path / "x.npy", tmp_path / "each", write=["npz"], keep_going=True)
+    assert (each["samples"], len(each["failed"])) == (0, 1), "a file of its own has all samples or none"
     want = graphattr.explain(made, x[[0, 1, 3]]).scores["x"]
     np.testing.assert_allclose(np.load(tmp_path / "goes" / "x_attribution.npy"), want, rtol=1e-6)
 
@@ -471,3 +473,8 @@ def test_no_more_than_some_batches_are_held(cnn, tmp_path, monkeypatch):
 def test_the_session_leaves_the_cores_to_others_while_it_waits(mlp_gradient):
     options = Work(mlp_gradient, X).explainer.session.get_session_options()
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_texts_that_are_no_file_have_no_folder_that_goes_on(mlp_gradient, tmp_path):
+    with pytest.raises(RunError, match=r"\.txt"):
+        Work(mlp_gradient, ["a text"], tmp_path, text=True, write=["npy"])
