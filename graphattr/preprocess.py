@@ -261,9 +261,11 @@ def _read_picture(path: Path, pre: Preprocess, shape: Shape, dtype: np.dtype[Any
         raise RunError(f"{path.name} is read as a picture, but the model wants {_shown(shape)}: "
                        "give .npy, .npz, or .csv with one sample per row")
     colour = _colour(pre, shape[1 if pre.layout == "NCHW" else 3], shape)
-    picture = _cut(_open(path).convert("L" if colour == "L" else "RGB"), pre, fixed_size(pre, shape))
+    opened, mode = _open(path), "L" if colour == "L" else "RGB"
+    picture = _cut(opened if opened.mode == mode else opened.convert(mode), pre, fixed_size(pre, shape))
     pixels = np.asarray(picture, np.uint8)
-    return InputItem(normalise(pixels, pre, dtype), np.asarray(picture.convert("RGB"), np.uint8), path.stem)
+    shown = pixels if mode == "RGB" else np.asarray(picture.convert("RGB"), np.uint8)
+    return InputItem(normalise(pixels, pre, dtype), shown, path.stem)
 
 
 def _colour(pre: Preprocess, channels: int | str | None, shape: Shape) -> str:
