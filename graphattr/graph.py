@@ -23,6 +23,7 @@ from .value import Array, Attr, Emit, Operand, Stored, Value
 
 __all__ = ["Array", "Attr", "Graph", "Node", "Operand", "Stored", "Value", "needed"]
 
+SHARED = 4096  # bytes up to which equal constants are one
 RANDOM = {
     "RandomNormal",
     "RandomNormalLike",
@@ -126,7 +127,7 @@ class Graph:
     def const(self, data: Any, dtype: Any = None, name: str | None = None) -> Value:
         """A constant. Small unnamed ones are shared."""
         array = np.asarray(data, dtype=dtype)
-        key = ("const", array.dtype, array.shape, array.tobytes()) if name is None and array.nbytes <= 4096 else None
+        key = ("const", array.dtype, array.shape, array.tobytes()) if name is None and array.nbytes <= SHARED else None
         if key is None or key not in self._seen:
             if name is None:
                 name = self.fresh("const")
@@ -273,6 +274,22 @@ class Graph:
             if tail and all(n in made for n in tail):
                 self.tails[stands[v]] = tuple(made[n] for n in tail)
         return list(made.values())
+
+    def share(self, node: Node, stands: dict[Value, Value]) -> None:
+        """As `copy` of one node; where an equal one without a body stands here already, that is read."""
+        for v in [v for v in node.inputs if v is not None]:
+            inner = v.graph.parent is not None and v.graph is not self and v not in stands
+            if inner and isinstance(v.stored, np.ndarray) and v.stored.nbytes <= SHARED:
+                stands[v] = self.const(v.stored, v.dtype)
+        if node.domain or node.subgraphs or node.op in RANDOM:
+            self.copy([node], stands)
+            return
+        inputs = tuple(None if v is None else stands.get(v, v) for v in node.inputs)
+        key = (node.op, len(node.outputs), inputs, tuple(sorted((k, _frozen(v)) for k, v in node.attrs.items())))
+        if key not in self._seen:
+            self.copy([node], stands)
+            self._seen[key] = tuple(stands[v] for v in node.outputs)
+        stands.update(zip(node.outputs, self._seen[key], strict=True))
 
     def copy_of_body(self, body: Graph, stands: Mapping[Value, Value]) -> Graph:
         """A body for a node of this graph that does what `body` does, reading what stands for the values around it."""

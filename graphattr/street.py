@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 
+from .abreast import abreast
 from .attribute import Request, Written, attribute, plan_of, start
 from .canonical import Canonical, canonicalise
 from .errors import MethodError, TargetError
@@ -22,7 +23,7 @@ from .method import Method, load_method
 from .precision import check_precision, computes_in_half, twin_of
 from .simplify import simplify
 from .source import read
-from .targets import Target, check_target, data_roots, explained_output, singly, wanted
+from .targets import Target, check_target, data_roots, explained_output, several, singly, wanted
 
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
 MethodLike = str | os.PathLike[str] | Method
@@ -76,6 +77,7 @@ def street(model: Model, order: Order) -> Iterator[tuple[str, Any]]:
     name_outputs(canonical.graph, added_outputs(written, request))
     yield "backward", canonical.graph
     slim = simplify(canonical.graph if twin is None else twin.added())
+    slim = slim if several(request.target) is None else abreast(slim)
     yield "simplify", slim
     fast = lower(slim, order.lowering, order.size)
     yield "lower", fast

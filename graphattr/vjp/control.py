@@ -281,7 +281,7 @@ def lift(body: Graph) -> None:
     for node in body.nodes:
         fixed = all(v in stands or v.is_const or v.graph is not body for v in node.uses)
         if fixed and node.inputs and not node.subgraphs and node.op not in RANDOM:
-            g.copy([node], stands)
+            g.share(node, stands)
             continue
         inputs = tuple(None if v is None else stands.get(v, v) for v in node.inputs)
         kept.append(dataclasses.replace(node, inputs=inputs, attrs=body.rebound(node.attrs, stands)))

@@ -22,7 +22,7 @@ FLOORS = {
     "blocks": 3,
     "pair": 4, "spelled": 4, "fn": 4, "rule": 4,
     "method": 5, "plan": 5, "lookups": 5, "targets": 5, "fitted": 5,
-    "simplify": 6, "precision": 6, "backward": 6, "references": 6, "procedure": 6, "attribute": 6, "lower": 6,
+    "simplify": 6, "abreast": 6, "precision": 6, "backward": 6, "references": 6, "procedure": 6, "attribute": 6, "lower": 6,
     "export": 7, "manifest": 7, "kernels": 7,
     "session": 8, "bound": 8, "runtime": 8, "street": 8,
     "tables": 9, "sound": 9, "tabular": 9, "preprocess": 9, "vocabulary": 9, "render": 9,
@@ -113,7 +113,7 @@ def test_operator_names_are_asked_in_few_places():
     """Branching on an operator's name belongs to vjp, the surgery, layers and what reads files."""
     allowed = {"vjp", "surgery", "folding", "canonical", "layers", "onnxio", "upgrade", "foreign", "rewrite", "wellformed",
                "composites", "normalisations", "kinds", "signs", "recurrent", "infer", "growth", "sequences", "lookups",
-               "targets", "simplify", "lower", "fn", "source", "spelled", "blocks", "units", "fit"}
+               "targets", "simplify", "abreast", "lower", "fn", "source", "spelled", "blocks", "units", "fit"}
     asks = re.compile(r"""\.op(_type)?\s*(==|!=|in|not in)\s*[(\[{]?\s*["']""")
     for name, top, path in modules():
         if asks.search(path.read_text(encoding="utf-8")):

@@ -132,6 +132,10 @@ def test_half_precision_takes_the_largest_of_the_models_own_output():
     for j in (0, 1):
         alike(a.scores["x"][:, j], alone(x, a.target[:, j]).scores["x"])
     assert run(half(), x, target=[1, 0]).target.tolist() == [[1, 0]] * 3
+    a = graphattr.explain(half(), x, "integrated_gradients", "top2", n_steps=3)
+    alone = graphattr.Explainer(graphattr.convert(half(), "integrated_gradients", "input", n_steps=3))
+    for j in (0, 1):
+        alike(a.scores["x"][:, j], alone(x, a.target[:, j]).scores["x"])
 
 
 @pytest.mark.parametrize(("target", "words"), [
@@ -203,3 +207,43 @@ def test_the_file_says_what_it_holds():
     onnx.checker.check_model(made, full_check=True)
     held = {p.key: p.value for p in made.metadata_props}
     assert held["graphattr.target"] == "top3"
+
+
+def convolutions(graph):
+    """How many there are in the bodies of a graph's Loops, and how many Loops."""
+    inner = [a.g for n in graph.node for a in n.attribute if a.type == onnx.AttributeProto.GRAPH]
+    found = [convolutions(g) for g in inner]
+    here = [sum(n.op_type.startswith("Conv") for n in g.node) for g in inner]
+    return sum(here) + sum(c for c, _ in found), len(inner) + sum(k for _, k in found)
+
+
+@pytest.mark.parametrize(("method", "options", "loops"), [
+    ("integrated_gradients", {"n_steps": 3}, 1), ("smoothgrad", {"n_samples": 3}, 1), ("occlusion", {}, 1), ("rise", {}, 1),
+    ("guided_ig", {"n_steps": 3}, 1), ("integrated_gradients", {"base": "smoothgrad", "n_steps": 2, "n_samples": 2}, 2)])
+def test_methods_of_many_passes_step_abreast(method, options, loops):
+    """One Loop for all targets; where the steps do not depend on the target, each has one forward pass."""
+    files = [graphattr.convert(MODELS["plain"](), method, f"top{k}", **options).model for k in (1, 2, 3)]
+    one, two, three = (convolutions(f.graph) for f in files)
+    assert one[1] == two[1] == three[1] == loops
+    more = two[0] - one[0]
+    assert three[0] - two[0] == more
+    if method in ("occlusion", "rise"):
+        assert more == 0, "no derivative: a further target costs nothing"
+    elif method != "guided_ig":  # whose path depends on the target
+        assert more < one[0] / 2
+    x = inputs(2)
+    a = graphattr.explain(MODELS["plain"](), x, method, "top3", **options)
+    alone = graphattr.Explainer(graphattr.convert(MODELS["plain"](), method, "input", **options))
+    for j in range(3):
+        for key, score in alone(x, a.target[:, j]).scores.items():
+            alike(a.scores[key][:, j], score)
+
+
+def test_loops_behind_one_another_stay_apart():
+    """dga's steps feed one another; each target keeps its own chain, and the values stay what they are."""
+    x = inputs(2)
+    a = graphattr.explain(MODELS["plain"](), x, ["dga", "integrated_gradients", "smoothgrad"], "top2", n_steps=4, n_samples=4)
+    alone = graphattr.convert(MODELS["plain"](), ["dga", "integrated_gradients", "smoothgrad"], "input", n_steps=4, n_samples=4)
+    for j in range(2):
+        for key, score in graphattr.Explainer(alone)(x, a.target[:, j]).scores.items():
+            alike(a.scores[key][:, j], score)
