@@ -478,3 +478,21 @@ def test_the_session_leaves_the_cores_to_others_while_it_waits(mlp_gradient):
 def test_texts_that_are_no_file_have_no_folder_that_goes_on(mlp_gradient, tmp_path):
     with pytest.raises(RunError, match=r"\.txt"):
         Work(mlp_gradient, ["a text"], tmp_path, text=True, write=["npy"])
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "array"])
+def test_rows_that_are_not_listed_are_made_again(mlp_gradient, tmp_path, kind):
+    """Killed between the rows and their lines, or within a line: as if it had never been."""
+    data = X
+    if kind != "array":
+        data = tmp_path / f"x.{kind}"
+        np.save(data, X) if kind == "npy" else np.savez(data, x=X)
+    out = tmp_path / "out"
+    graphattr.explain_dataset(mlp_gradient, data, out, batch_size=10)
+    before = content(out)
+    text = (out / "index.csv").read_text()
+    (out / "index.csv").write_text("\n".join(text.split("\n")[:21]) + "\n" + text.split("\n")[21][:4])
+    (out / ".index.csv.abc.part").touch()
+    found = graphattr.explain_dataset(mlp_gradient, data, out, batch_size=10)
+    assert (found["samples"], found["skipped"]) == (17, 20)
+    assert content(out) == before
