@@ -160,7 +160,7 @@ def test_more_than_an_open_axis_has_is_an_error_of_the_run():
 
 
 def test_a_fit_for_the_targets_of_a_list():
-    x = array(512, 4, seed=3)
+    x = array(4096, 4, seed=3)
     fitted = graphattr.fit(mlp(), x, "pattern.net", target=[2, 0], progress=False)
     a = graphattr.explain(mlp(), x[:4], "pattern.net", [0, 2], fitted=fitted)
     for j, t in enumerate((0, 2)):
