@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 from onnx import helper, numpy_helper
-from onnx.external_data_helper import load_external_data_for_model
 
 from .api import convert
 from .canonical import canonicalise
@@ -24,7 +23,7 @@ from .graph import Array
 from .layers import Layer
 from .lower import lowering_for
 from .measure.randomisation import linear_layers, reinitialised
-from .measure.scoring import Scorer, bare_model, explained, softmax
+from .measure.scoring import Scorer, bare_model, embed, explained, softmax
 from .runtime import Explainer
 from .session import open_session
 from .simplify import prune, with_nodes
@@ -130,8 +129,7 @@ class OnnxModel(ModelInterface):  # type: ignore[misc]
         ones = np.ones(tuple(shape))
         shifts = [b - a for a, b in zip(self._inside(first, 0 * ones), self._inside(first, input_shift * ones), strict=True)]
         proto = bare_model(self._canonical, graph)
-        if self._canonical.source.folder is not None:
-            load_external_data_for_model(proto, str(self._canonical.source.folder))
+        embed(proto, self._canonical.source)
         for layer, shift in zip(first, shifts, strict=True):
             name = layer.ys[0].name
             at, node = next((i, n) for i, n in enumerate(proto.graph.node) if name in n.output)

@@ -74,12 +74,12 @@ def _open(given: str | os.PathLike[str]) -> Source:
         with path.open("rb") as f:
             digest = hashlib.file_digest(f, "sha256").hexdigest()
             with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-                return Source(_parse(_without_weights(view, path), repr(str(path))), path.parent, digest, path)
+                return Source(_parse(_weights_apart(view, path), repr(str(path))), path.parent, digest, path)
     except (OSError, ValueError, TypeError) as e:
         raise ModelError(f"cannot read {given!r}: {e}") from e
 
 
-def _without_weights(view: memoryview, path: Path) -> memoryview:
+def _weights_apart(view: memoryview, path: Path) -> memoryview:
     """A large file's bytes with its large weights as external data, which lie in the file itself; any other's as they are."""
     if not LARGE <= len(view) <= LIMIT:
         return view

@@ -7,16 +7,14 @@ from typing import Any
 import numpy as np
 
 from .. import measure
-from ..canonical import canonicalise
 from ..errors import MethodError, RunError
 from ..graph import Array
 from ..measure import Measure, explained
 from ..measure.scoring import softmax
 from ..runtime import Explainer
-from ..source import read
 from ..street import Order, explanation_of
 from .measures import RESAMPLES, Finding, measured
-from .subject import Subject, _channels_first
+from .subject import Subject, channels_first
 
 GRID = 2
 TILES = ("auto", "whole", "half")
@@ -63,7 +61,7 @@ def grid_pointing(s: Subject, *, mosaics: int = 8, tiles: str = "auto") -> Findi
     if not s.layout or x.ndim != 4 or min(x.shape[2:]) < GRID:
         raise MethodError("mosaics are made of pictures")
     chosen, aims = _chosen(softmax(s.scores), mosaics, np.random.Generator(np.random.PCG64(s.seed)))
-    size = next(v.shape for v in canonicalise(read(s.model)).graph.inputs if v.name == s.name) or (None,) * 4
+    size = next(v.shape for v in s.canonical.graph.inputs if v.name == s.name) or (None,) * 4
     height, width = (size[i] for i in ((1, 2) if s.layout == "NHWC" else (2, 3)))
     whole = tiles == "whole" or (tiles == "auto" and not isinstance(height, int) and not isinstance(width, int))
     if tiles not in TILES:
@@ -83,7 +81,7 @@ def _pictures(s: Subject, attribution: Array) -> Array:
     """Maps of pictures, channels first."""
     if not s.layout or attribution.ndim != 4:
         raise MethodError("boxes are of pictures, and its maps are none")
-    return _channels_first(attribution, s.layout)
+    return channels_first(attribution, s.layout)
 
 
 def _mean(values: Array) -> float:
@@ -135,5 +133,5 @@ def _explained(s: Subject, x: Array, aims: Array, batch: Any) -> Array:
 
 def _flat(maps: Array, layout: str, size: tuple[int, ...]) -> Array:
     """(N, H, W): channels summed; the pixels of a layer's map are doubled, so that its middle is that of the mosaic."""
-    flat: Array = _channels_first(maps, layout).sum(1, dtype=np.float64)
+    flat: Array = channels_first(maps, layout).sum(1, dtype=np.float64)
     return flat if flat.shape[1:] == size else flat.repeat(GRID, 1).repeat(GRID, 2)

@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 
 from .. import measure
-from ..canonical import canonicalise
 from ..errors import MethodError, RunError, did_you_mean
 from ..graph import Array
 from ..layers import to_layers
 from ..measure import Measure, bootstrap
 from ..method import Method
-from ..source import read
 from ..targets import explained_output
 from .subject import Subject
 
@@ -151,7 +149,7 @@ def convergence(s: Subject, *, vectors: int = 5, tensors: int = 8, locations: in
         raise MethodError(why)
     if vectors < 2:
         raise RunError("convergence compares vectors: at least 2 are needed")
-    axes = _channels(s)
+    axes = s.once(("channels",), lambda: _channels(s))
     maps = {t: size for t, (_, size) in axes.items()}
     names = _tensors(maps, tensors)
     found = measure.cosine_convergence(
@@ -181,7 +179,7 @@ def _tensors(maps: Mapping[str, int], at_most: int) -> list[str]:
 def _channels(s: Subject) -> dict[str, tuple[int, int]]:
     """What layers with weights read, from the output down to the explained inputs: the axis over which they sum, from the end,
     and its size, 0 where the file leaves it open. An input that none of them reads has the channels of its layout."""
-    canonical = canonicalise(read(s.model))
+    canonical = s.canonical
     inputs, y = [canonical.value(n) for n in s.joint.names], explained_output(canonical, s.output, True).y
     layers = to_layers(canonical.graph, inputs, [y]).between(inputs, [y])
     tops = {layer.x: layer.channels for layer in reversed(layers) if layer.kind == "linear" and layer.x.is_float}

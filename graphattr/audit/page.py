@@ -16,6 +16,7 @@ from ..render.heatmap import colours, heatmap, overlay, reduce_channels, reducti
 from .boxes import outlined
 from .charts import INKS, Curve, chart, picture
 from .data import Samples
+from .subject import channels_first
 from .verdict import CHECKS
 
 STYLE = """
@@ -235,7 +236,7 @@ def cells(s: Samples, maps: Mapping[str, Array], i: int, method: str = "") -> li
     if photo is not None:
         drawn = [picture(photo if s.boxes is None else outlined(photo, s.boxes.rows[i]), f"input {i}")]
         for name, a in maps.items():
-            flat = reduce_channels(_channels_first(a[i], s.layout), reduction(method or name))
+            flat = reduce_channels(channels_first(a[i : i + 1], s.layout)[0], reduction(method or name))
             small = photo.shape[:2] != flat.shape or max(flat.shape) <= 64
             drawn.append(picture(heatmap(flat) if small else overlay(photo, flat), f"{name}, sample {i}"))
         return drawn
@@ -244,10 +245,6 @@ def cells(s: Samples, maps: Mapping[str, Array], i: int, method: str = "") -> li
     if x.ndim == 1 and x.size <= 4 * MOST_VALUES:
         return ["", *(_values(x, a[i]) for a in maps.values())]
     return [_strip(x, f"input {i}"), *(_strip(a[i], f"{name}, sample {i}") for name, a in maps.items())]
-
-
-def _channels_first(a: Array, layout: str) -> Array:
-    return np.moveaxis(a, -1, 0) if layout == "NHWC" and a.ndim == 3 and a.shape[0] != 1 else a
 
 
 def _strip(a: Array, alt: str) -> str:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from .. import measure
+from ..canonical import Canonical, canonicalise
 from ..errors import MethodError, RunError
 from ..fitted import Fitted
 from ..graph import Array
 from ..measure import Joint, Measure, Scorer
 from ..measure.scoring import Feeds
 from ..method import Method
+from ..source import read
 from .boxes import Boxes
 
 
@@ -85,12 +87,12 @@ class Subject:
     def compare(self) -> str:
         """How maps are compared, either sign: by SSIM where they are pictures, else by |rank correlation|."""
         a = self.attribution
-        pictures = bool(self.layout) and a.ndim == 4 and min(_channels_first(a, self.layout).shape[2:]) >= 5
+        pictures = bool(self.layout) and a.ndim == 4 and min(channels_first(a, self.layout).shape[2:]) >= 5
         return "ssim" if pictures else "|spearman|"
 
     def alike(self, a: Array, b: Array) -> Measure:
         if self.compare == "ssim":
-            return measure.ssim_flip(_channels_first(a, self.layout), _channels_first(b, self.layout))
+            return measure.ssim_flip(channels_first(a, self.layout), channels_first(b, self.layout))
         found = measure.spearman(a, b)
         return Measure(self.compare, np.abs(found.values), found.statistic)
 
@@ -99,6 +101,12 @@ class Subject:
         if what not in self.shared:
             self.shared[what] = compute()
         return self.shared[what]
+
+    @property
+    def canonical(self) -> Canonical:
+        """The model, read."""
+        found: Canonical = self.once(("canonical",), lambda: canonicalise(read(self.model)))
+        return found
 
     def scorer_of(self, *what: Any) -> Scorer:
         """A scorer whose one set of variants is the same for all methods, so that the model runs them once."""
@@ -137,5 +145,6 @@ class _Once(Scorer):
         return found
 
 
-def _channels_first(a: Array, layout: str) -> Array:
-    return np.moveaxis(a, -1, 1) if layout == "NHWC" and a.shape[1] != 1 else a
+def channels_first(a: Array, layout: str) -> Array:
+    """Maps (N, C, H, W) of a layout; those of one channel have it in front already."""
+    return np.moveaxis(a, -1, 1) if layout == "NHWC" and a.ndim == 4 and a.shape[1] != 1 else a

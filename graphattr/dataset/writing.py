@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..ahead import Behind
+from ..measure.scoring import softmax
 from ..preprocess import InputItem
 from ..sheet import Sheet
 from ..view import View, label
@@ -85,7 +86,7 @@ def lines_of(unit: Unit, names: Sequence[str], columns: Sequence[str]) -> list[d
     top = logits.argmax(1)
     probable = np.asarray(a.outputs[view.manifest["output"]]).ndim == 2 and logits.shape[1] > 1
     ended = view.manifest["stripped"] or bool((np.abs(logits.sum(1) - 1) < 1e-3).all() and (logits >= 0).all())
-    chances = logits if ended else _softmax(logits.astype(np.float64))
+    chances = logits if ended else softmax(logits.astype(np.float64))
     lines = []
     for i, (entry, sample) in enumerate(unit.samples):
         aims = [] if a.target is None else np.ravel(a.target[i]).tolist()
@@ -96,8 +97,3 @@ def lines_of(unit: Unit, names: Sequence[str], columns: Sequence[str]) -> list[d
         }
         lines.append({k: line[k] for k in columns})
     return lines
-
-
-def _softmax(logits: Any) -> Any:
-    odds = np.exp(logits - logits.max(1, keepdims=True))
-    return odds / odds.sum(1, keepdims=True)

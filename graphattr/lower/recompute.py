@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..graph import Graph, Node, Value
+from ..graph import Array, Graph, Node, Value
 from ..simplify import with_nodes
 from .walk import Pass, Rewrite, number
 
@@ -48,7 +48,14 @@ def _roots(p: Pass) -> dict[Value, Value]:
 
 def _restated(node: Node, u: Value) -> bool:
     """Whether the node has a constant that can be written with one axis more."""
-    return any(number(v) is not None and v is not None and v.rank < len(u.shape or ()) for v in node.inputs)
+    return any(_widened(v, u) is not None for v in node.inputs)
+
+
+def _widened(v: Value | None, u: Value) -> Array | None:
+    """A number with one axis more, if u has as many."""
+    if v is None or v.data is None or number(v) is None or v.rank >= len(u.shape or ()):
+        return None
+    return v.data.reshape((1,) * (v.rank + 1))
 
 
 def _has_curve(p: Pass, v: Value, roots: Mapping[Value, Value]) -> bool:
@@ -60,11 +67,11 @@ def _again(p: Pass, v: Value, roots: Mapping[Value, Value]) -> Value:
     """v, from its root, by nodes of their own."""
     if v not in roots:
         return p.now(v)
-    node, room = p.old._producer[v], len(roots[v].shape or ())
+    node = p.old._producer[v]
     inputs = []
     for u in node.inputs:
         assert u is not None
-        wide = u.data.reshape((1,) * (u.rank + 1)) if u.data is not None and number(u) is not None and u.rank < room else None
+        wide = _widened(u, roots[v])
         inputs.append(_again(p, u, roots) if wide is None else p.g.const(wide, u.dtype))
     return p.g.emit(node.op, *inputs, out_shape=v.shape, **node.attrs)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx.external_data_helper import load_external_data_for_model
 
 from ..errors import RunError
 from ..fitted import Fitted, fingerprint, opened
@@ -20,7 +19,7 @@ from ..runtime import Explainer
 from ..source import read
 from ..street import MethodLike, Order, explanation_of
 from .result import Measure
-from .scoring import explained
+from .scoring import embed, explained
 
 PERCENTILES = (0, 1, 5, 10, 20, 50, 80, 95, 99, 100)
 EDGES = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999, 0.9999, 1.0)
@@ -92,8 +91,7 @@ def _showing(model: Any, tensor: str, learned: Sequence[Fitted]) -> tuple[Any, S
     if tensor in [o.name for o in source.model.graph.output]:
         return model, learned
     proto.CopyFrom(source.model)
-    if source.folder is not None:
-        load_external_data_for_model(proto, str(source.folder))
+    embed(proto, source)
     proto.graph.output.append(onnx.ValueInfoProto(name=tensor))
     if not learned:
         return proto, learned

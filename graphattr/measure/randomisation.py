@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from onnx import numpy_helper
-from onnx.external_data_helper import load_external_data_for_model
 
 from ..canonical import Canonical, canonicalise
 from ..errors import MethodError
@@ -24,7 +23,7 @@ from ..street import MethodLike, Order, explanation_of
 from ..targets import attributed, data_roots, explained_output
 from .maps import ssim_flip
 from .result import Measure
-from .scoring import Feeds, Scorer, bare_model, explained, joined
+from .scoring import Feeds, Scorer, bare_model, embed, explained, joined
 
 Compare = Callable[[Array, Array], Measure]
 ORDERS = ("top_down", "bottom_up", "independent")
@@ -177,8 +176,7 @@ def _randomised(
     """(layer, the model with that linear layer and those before it in `layers` re-initialised)."""
     graph = canonical.graph
     proto = bare_model(canonical, graph)
-    if canonical.source.folder is not None:
-        load_external_data_for_model(proto, str(canonical.source.folder))
+    embed(proto, canonical.source)
     held = {t.name: t for t in proto.graph.initializer}
     # a stream of its own: weights that NumPy initialised from the same seed must not be drawn once more
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(random_state, spawn_key=(1,))))

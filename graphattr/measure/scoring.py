@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
+from onnx.external_data_helper import load_external_data_for_model
 
 from ..canonical import Canonical, canonicalise
 from ..errors import RunError
@@ -16,7 +17,7 @@ from ..onnxio import write_model
 from ..runtime import Attribution, Explainer
 from ..session import open_session
 from ..simplify import prune, with_nodes
-from ..source import read
+from ..source import Source, read
 from ..targets import entries, explained_output
 
 Feeds: TypeAlias = "Mapping[str, Array] | Array"
@@ -27,6 +28,12 @@ def bare_model(canonical: Canonical, graph: Graph) -> onnx.ModelProto:
     proto = write_model(graph)
     proto.opset_import.extend(o for o in canonical.model.opset_import if o.domain not in ("", "ai.onnx"))
     return proto
+
+
+def embed(proto: onnx.ModelProto, source: Source) -> None:
+    """External data into the model, which then needs no folder."""
+    if source.folder is not None:
+        load_external_data_for_model(proto, str(source.folder))
 
 
 def joined(arrays: Sequence[Array]) -> Array:
