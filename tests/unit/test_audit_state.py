@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -13,26 +14,16 @@ import pytest
 import graphattr
 from graphattr.audit import Profile
 from graphattr.runtime import Explainer
+from tests.unit.killed import DYING
 from tests.unit.test_audit import FEW, QUICK, X, cnn
 from tests.unit.tiny import saved
 
 pytest.importorskip("onnxruntime")
 FILES = ["report.csv", "report.html", "report.json", "timings.json"]
-CHILD = """
-import os, signal, sys
-import numpy as np
-import graphattr
+CHILD = f"""{DYING}
 from graphattr.audit import Profile
-from graphattr.runtime import Explainer
-left, run = int(sys.argv[2]), Explainer.__call__
-def dying(self, feeds, target=None):
-    global left
-    left -= 1
-    if left < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return run(self, feeds, target)
-Explainer.__call__ = dying
-asked = Profile("q", samples=4, gallery=2, measures={m: {} for m in sys.argv[3:]})
+die_after(int(sys.argv[2]), signal.SIGKILL)
+asked = Profile("q", samples=4, gallery=2, measures={{m: {{}} for m in sys.argv[3:]}})
 graphattr.audit("m.onnx", "x.npy", ["gradient", "lrp.zplus"], asked, sys.argv[1], batch_size=2)
 """
 
@@ -82,21 +73,27 @@ def test_a_killed_process_goes_on_to_the_same_files(tmp_path, calls, runs):
         assert (tmp_path / "r" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_maps_are_kept_batch_by_batch(tmp_path, monkeypatch, calls):
-    """Stopped in the third of four batches: two are read, two are run."""
+@contextlib.contextmanager
+def stopped(monkeypatch, calls, after):
+    """Ctrl-C in the run behind so many."""
     counting = Explainer.__call__
 
     def stopping(self, feeds, target=None):
-        if len(calls) == 2:
+        if len(calls) == after:
             raise KeyboardInterrupt
         return counting(self, feeds, target)
 
+    with monkeypatch.context() as patch:
+        patch.setattr(Explainer, "__call__", stopping)
+        yield
+
+
+def test_maps_are_kept_batch_by_batch(tmp_path, monkeypatch, calls):
+    """Stopped in the third of four batches: two are read, two are run."""
     asked = Profile("s", samples=4, measures={"sparseness": {}})
-    monkeypatch.setattr(Explainer, "__call__", stopping)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped(monkeypatch, calls, 2), pytest.raises(KeyboardInterrupt):
         graphattr.audit(cnn(1), X, ["gradient"], asked, tmp_path, batch_size=1)
     assert len(list((tmp_path / "state").iterdir())) == 2
-    monkeypatch.setattr(Explainer, "__call__", counting)
     calls.clear()
     report = graphattr.audit(cnn(1), X, ["gradient"], asked, tmp_path, batch_size=1)
     assert calls == [1, 1]
@@ -105,18 +102,9 @@ def test_maps_are_kept_batch_by_batch(tmp_path, monkeypatch, calls):
 
 def test_randomisation_is_kept_layer_by_layer(tmp_path, monkeypatch, calls):
     """Stopped at the third of four layers: one batch of maps and two layers are read, two layers are run."""
-    counting = Explainer.__call__
-
-    def stopping(self, feeds, target=None):
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return counting(self, feeds, target)
-
     asked = Profile("s", samples=4, measures={"randomisation": {}})
-    monkeypatch.setattr(Explainer, "__call__", stopping)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped(monkeypatch, calls, 3), pytest.raises(KeyboardInterrupt):
         graphattr.audit(cnn(3), X, ["gradient"], asked, tmp_path)
-    monkeypatch.setattr(Explainer, "__call__", counting)
     calls.clear()
     report = graphattr.audit(cnn(3), X, ["gradient"], asked, tmp_path)
     assert len(calls) == 2

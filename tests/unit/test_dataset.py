@@ -22,6 +22,7 @@ from graphattr.dataset import Work
 from graphattr.dataset.entries import entries_of, unique
 from graphattr.dataset.folder import Growing
 from graphattr.runtime import Explainer
+from tests.unit.killed import DYING
 from tests.unit.tiny import array, mlp, model, node, saved
 
 pytest.importorskip("onnxruntime")
@@ -272,19 +273,8 @@ def test_arrays_without_an_axis_of_samples_are_one(cnn, tmp_path):
 
 
 # -- going on -----------------------------------------------------------------------------------------------------
-CHILD = """
-import os, signal, sys
-import numpy as np
-import graphattr
-from graphattr.runtime import Explainer
-left, run = int(sys.argv[3]), Explainer.__call__
-def dying(self, feeds, target=None):
-    global left
-    left -= 1
-    if left < 0:
-        os.kill(os.getpid(), int(sys.argv[4]))
-    return run(self, feeds, target)
-Explainer.__call__ = dying
+CHILD = f"""{DYING}
+die_after(int(sys.argv[3]), int(sys.argv[4]))
 graphattr.explain_dataset("m.onnx", sys.argv[1], sys.argv[2], "gradient_x_input", batch_size=4, write=sys.argv[5].split(","))
 """
 
